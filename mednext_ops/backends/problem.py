@@ -1,15 +1,23 @@
-"""What a backend is asked to do, reduced to what decides whether it can.
+"""What a backend is asked to do: geometry, gradients not yet written out, and the problem it decides on.
 
-A :class:`Problem` is hashable, so that the choice of a backend is made once a problem and cached.
+Nothing here computes a result; every backend and every op imports this and nothing imports a backend from here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["ConvGeometry", "Problem", "memory_format_of"]
+__all__ = [
+    "ConvGeometry",
+    "GroupNormGradient",
+    "InvertedBottleneckGradients",
+    "InvertedBottleneckNeeds",
+    "Problem",
+    "memory_format_of",
+]
 
 Triple = tuple[int, int, int]
 
@@ -28,21 +36,58 @@ class ConvGeometry:
     output_padding: Triple = (0, 0, 0)
     transposed: bool = False
 
-    def output_size(self, input_size: tuple[int, ...]) -> Triple:
-        """Spatial extent of the output for a spatial extent of the input, as PyTorch defines it."""
+    def output_size(self, input_size: tuple[int, ...] | torch.Size) -> Triple:
+        """Spatial extent of the output for a spatial extent (D, H, W) of the input, as PyTorch defines it."""
         out = []
         for n, k, s, p, d, o in zip(
-            input_size,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.output_padding,
-            strict=True,
+            input_size, self.kernel_size, self.stride, self.padding, self.dilation, self.output_padding, strict=True
         ):
             reach = d * (k - 1) + 1
             out.append((n - 1) * s - 2 * p + reach + o if self.transposed else (n + 2 * p - reach) // s + 1)
         return out[0], out[1], out[2]
+
+
+class GroupNormGradient(NamedTuple):
+    """The gradient of a normalised convolution's output, not yet written out: ``scale * grad + slope * output + offset``.
+
+    ``grad`` is the gradient of the normalised tensor, ``output`` the convolution's own output (both [N, C, D, H, W]);
+    ``scale``, ``slope`` and ``offset`` are [N, C] in the accumulation dtype. A backend applies it while it loads.
+    """
+
+    grad: torch.Tensor
+    output: torch.Tensor
+    scale: torch.Tensor
+    slope: torch.Tensor
+    offset: torch.Tensor
+
+
+class InvertedBottleneckNeeds(NamedTuple):
+    """Which gradients of the inverted bottleneck somebody asked for; the rest is left out."""
+
+    input: bool
+    norm: bool
+    expand: bool
+    compress: bool
+    grn: bool
+
+
+class InvertedBottleneckGradients(NamedTuple):
+    """Gradients of the inverted bottleneck; ``None`` where they were not asked for.
+
+    ``grad`` is the gradient of the normalised tensor [N, C, D, H, W]; ``grad_sum`` and ``grad_dot_normalized`` are its
+    sums over the voxels, alone and times ``(input - mean) * rstd`` [N, C]. Gradients of parameters are summed over the
+    batch, and in the accumulation dtype.
+    """
+
+    grad: torch.Tensor | None = None
+    grad_sum: torch.Tensor | None = None
+    grad_dot_normalized: torch.Tensor | None = None
+    expand_weight: torch.Tensor | None = None
+    expand_bias: torch.Tensor | None = None
+    compress_weight: torch.Tensor | None = None
+    compress_bias: torch.Tensor | None = None
+    grn_gamma: torch.Tensor | None = None
+    grn_beta: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,14 +97,14 @@ class Problem:
     op: str
     device_type: str
     dtype: torch.dtype
-    parameter_dtype: torch.dtype | None = None
     shape: tuple[int, ...] = ()
+    parameter_dtype: torch.dtype | None = None
     channels_last: bool = False
     geometry: ConvGeometry | None = None
     out_channels: int | None = None
     hidden_channels: int | None = None
     num_groups: int | None = None
-    flags: frozenset[str] = field(default_factory=frozenset)
+    flags: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         parts = [f"{self.op} on {self.device_type}", str(self.dtype).removeprefix("torch.")]
@@ -69,18 +114,17 @@ class Problem:
             parts.append("channels_last_3d")
         if self.geometry is not None:
             g = self.geometry
-            parts.append(f"kernel {g.kernel_size} stride {g.stride}{' transposed' if g.transposed else ''}")
+            kind = " transposed" if g.transposed else ""
+            parts.append(f"kernel {'x'.join(map(str, g.kernel_size))} stride {'x'.join(map(str, g.stride))}{kind}")
+        if self.hidden_channels is not None:
+            parts.append(f"{self.hidden_channels} hidden and {self.out_channels} output channels")
         if self.flags:
             parts.append("+".join(sorted(self.flags)))
         return ", ".join(parts)
 
 
 def memory_format_of(tensor: torch.Tensor) -> torch.memory_format:
-    """The memory format that the ops keep: ``channels_last_3d`` where it is that and not also contiguous."""
-    if (
-        tensor.dim() == 5
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last_3d)
-    ):
+    """The memory format that the ops keep: ``channels_last_3d`` where it is that and not contiguous as well."""
+    if tensor.dim() == 5 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last_3d):
         return torch.channels_last_3d
     return torch.contiguous_format

@@ -1,0 +1,25 @@
+"""Fused operators for large-kernel 3D ConvNeXts: depthwise convolution, GroupNorm, GELU, inverted bottleneck.
+
+Importing this does not initialise CUDA. ``python -m mednext_ops.info`` says what runs on this machine and why.
+"""
+
+from mednext_ops import nn
+from mednext_ops.backends import available_backends, use_backend
+from mednext_ops.ops.depthwise_conv3d import depthwise_conv3d
+from mednext_ops.ops.depthwise_conv3d_group_norm import depthwise_conv3d_group_norm
+from mednext_ops.ops.depthwise_conv_transpose3d import depthwise_conv_transpose3d
+from mednext_ops.ops.group_norm_statistics import group_norm_statistics
+from mednext_ops.ops.inverted_bottleneck import inverted_bottleneck
+from mednext_ops.ops.mednext_block import mednext_block
+
+__all__ = [
+    "available_backends",
+    "depthwise_conv3d",
+    "depthwise_conv3d_group_norm",
+    "depthwise_conv_transpose3d",
+    "group_norm_statistics",
+    "inverted_bottleneck",
+    "mednext_block",
+    "nn",
+    "use_backend",
+]

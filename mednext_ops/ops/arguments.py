@@ -1,0 +1,90 @@
+"""What every public function checks before any work, and the errors that it raises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+__all__ = [
+    "autocast_to",
+    "check_group_count",
+    "check_input",
+    "check_output_size",
+    "check_parameter",
+    "pointwise_matrix",
+    "triple",
+]
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def triple(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int, int]:
+    """``value`` for each of D, H, W: an int stands for all three."""
+    values = (value,) * 3 if isinstance(value, int) else tuple(value)
+    if len(values) != 3 or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"{name} must be an int or three ints (D, H, W), got {value!r}")
+    if min(values) < minimum:
+        raise ValueError(f"{name} must be at least {minimum} on every axis, got {value!r}")
+    return values[0], values[1], values[2]
+
+
+def check_input(name: str, tensor: torch.Tensor) -> None:
+    """A floating-point [N, C, D, H, W] tensor."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dim() != 5:
+        raise ValueError(f"{name} must have 5 dimensions [N, C, D, H, W], got shape {list(tensor.shape)}")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {tensor.layout}")
+
+
+def check_parameter(name: str, tensor: torch.Tensor, shape: Sequence[int], input: torch.Tensor) -> None:
+    """A parameter of that shape on the input's device, in the input's dtype or, for a 16-bit input, float32."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if list(tensor.shape) != list(shape):
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+    if tensor.device != input.device:
+        raise RuntimeError(f"{name} is on {tensor.device} but input is on {input.device}; move one of them")
+    mixed = tensor.dtype == torch.float32 and input.dtype in (torch.float16, torch.bfloat16)
+    if tensor.dtype != input.dtype and not mixed:
+        raise TypeError(
+            f"{name} is {tensor.dtype} but input is {input.dtype}; it must be the same, or float32 for a 16-bit input"
+        )
+
+
+def check_output_size(size: Sequence[int], input: torch.Tensor, kernel_size: Sequence[int]) -> None:
+    """An output with at least one voxel on every axis."""
+    if min(size) < 1:
+        raise ValueError(
+            f"the output would have extent {list(size)}: input extent {list(input.shape[2:])} is too small for "
+            f"kernel_size {list(kernel_size)} at this padding"
+        )
+
+
+def check_group_count(num_groups: int | None, channels: int) -> int:
+    """The number of groups, one a channel by default, which must divide the channels."""
+    groups = channels if num_groups is None else num_groups
+    if not isinstance(groups, int) or groups < 1 or channels % groups:
+        raise ValueError(f"num_groups must be a positive divisor of the {channels} channels, got {num_groups!r}")
+    return groups
+
+
+def pointwise_matrix(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """A 1x1x1 convolution's weight [O, C] or [O, C, 1, 1, 1] as [O, C]."""
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
+    if weight.dim() not in (2, 5) or any(extent != 1 for extent in weight.shape[2:]):
+        raise ValueError(f"{name} must have shape [out, in] or [out, in, 1, 1, 1], got {list(weight.shape)}")
+    return weight.reshape(weight.shape[0], weight.shape[1])
+
+
+def autocast_to(input: torch.Tensor) -> torch.Tensor:
+    """``input`` in autocast's dtype where autocast is on. Parameters stay as they are: the kernels convert on load."""
+    device = input.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+        return input.to(torch.get_autocast_dtype(device))
+    return input
