@@ -1,0 +1,18 @@
+"""MedNeXt networks on fused operators: the official arguments, state dicts and results, with less time and memory."""
+
+from mednext.accelerate import accelerate
+from mednext.blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, OutBlock
+from mednext.network import MedNeXt
+from mednext.upkern import upkern
+from mednext.variants import create_mednext
+
+__all__ = [
+    "MedNeXt",
+    "MedNeXtBlock",
+    "MedNeXtDownBlock",
+    "MedNeXtUpBlock",
+    "OutBlock",
+    "accelerate",
+    "create_mednext",
+    "upkern",
+]
