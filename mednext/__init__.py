@@ -2,11 +2,13 @@
 
 from mednext.accelerate import accelerate
 from mednext.blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, OutBlock
+from mednext.checkpoints import CheckpointReport, load_checkpoint
 from mednext.network import MedNeXt
 from mednext.upkern import upkern
 from mednext.variants import create_mednext
 
 __all__ = [
+    "CheckpointReport",
     "MedNeXt",
     "MedNeXtBlock",
     "MedNeXtDownBlock",
@@ -14,5 +16,6 @@ __all__ = [
     "OutBlock",
     "accelerate",
     "create_mednext",
+    "load_checkpoint",
     "upkern",
 ]
