@@ -1,0 +1,212 @@
+"""The network: switches, 2D, anisotropic scans, checkpointing, frozen parameters and bad input."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from mednext import MedNeXt
+from mednext.eager import EagerMedNeXt
+
+
+def image(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def step(network, x):
+    x = x.clone().requires_grad_()
+    outputs = network(x)
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    sum((y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)).sum() for y in outputs).backward()
+    grads = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+    return outputs, grads | {"input": x.grad}
+
+
+def assert_same(ours, other):
+    assert ours.keys() == other.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], other[name], rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_deep_supervision_switches_at_any_time(tiny, filled):
+    network = filled(MedNeXt(**tiny, deep_supervision=True), 0)
+    x = image(1, 1, 16, 16, 32)
+    everything = network(x)
+    assert [tuple(y.shape[2:]) for y in everything] == [(16 >> i, 16 >> i, 32 >> i) for i in range(5)]
+    network.deep_supervision = False
+    assert torch.equal(network(x), everything[0])
+    network.decoder.deep_supervision = True
+    assert network.deep_supervision and network.do_ds and len(network(x)) == 5
+    network.do_ds = False
+    assert not network.decoder.deep_supervision
+    assert "decoder" not in dict(network.named_modules())
+
+
+def test_heads_are_frozen_until_deep_supervision_is_first_on(tiny):
+    network = MedNeXt(**tiny)
+    heads = [p for name, p in network.named_parameters() if name.startswith(("out_1", "out_2", "out_3", "out_4"))]
+    assert len(heads) == 8 and not any(p.requires_grad for p in heads)
+    network(torch.randn(1, 1, 16, 16, 16)).sum().backward()
+    assert [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
+    network.deep_supervision = True
+    assert all(p.requires_grad for p in heads)
+    sum(y.sum() for y in network(torch.randn(1, 1, 16, 16, 16))).backward()
+    assert all(p.grad is not None for p in network.parameters())
+    network.out_2.requires_grad_(False)
+    network.deep_supervision = False
+    network.deep_supervision = True
+    assert not network.out_2.conv_out.weight.requires_grad  # what the user froze stays frozen
+
+
+def test_an_official_state_dict_without_heads_loads_strictly(tiny):
+    official = EagerMedNeXt(**tiny).state_dict()
+    network = MedNeXt(**tiny)
+    head = network.out_3.conv_out.weight.clone()
+    network.load_state_dict(official, strict=True)
+    assert torch.equal(network.stem.weight, official["stem.weight"]) and torch.equal(
+        network.out_3.conv_out.weight, head
+    )
+    wrapped = torch.nn.ModuleDict({"net": network})
+    wrapped.load_state_dict({f"net.{key}": value for key, value in official.items()}, strict=True)
+    network.deep_supervision = True
+    with pytest.raises(RuntimeError, match=r"out_1\.conv_out\.weight"):
+        network.load_state_dict(official, strict=True)
+
+
+def test_an_official_state_dict_with_heads_loads_strictly_either_way(tiny):
+    official = EagerMedNeXt(**tiny, deep_supervision=True).state_dict()
+    for deep_supervision in (False, True):
+        network = MedNeXt(**tiny, deep_supervision=deep_supervision)
+        network.load_state_dict(official, strict=True)
+        assert torch.equal(network.out_4.conv_out.weight, official["out_4.conv_out.weight"])
+
+
+@pytest.mark.parametrize("grn", [False, True])
+def test_2d_is_the_eager_network_in_2d(tiny, filled, grn):
+    arguments = tiny | {"dim": "2d", "deep_supervision": True, "grn": grn}
+    ours, eager = filled(MedNeXt(**arguments), 3), filled(EagerMedNeXt(**arguments), 3)
+    x = image(2, 1, 32, 48)
+    (our_outputs, our_grads), (outputs, grads) = step(ours, x), step(eager, x)
+    for ours_y, y in zip(our_outputs, outputs, strict=True):
+        torch.testing.assert_close(ours_y, y, rtol=1e-9, atol=1e-9)
+    assert_same(our_grads, grads)
+
+
+def test_anisotropic_kernels_and_strides(tiny):
+    strides = [(1, 2, 2), (1, 2, 2), (2, 2, 2), 2]
+    kernels = [(1, 3, 3), (1, 3, 3), (3, 3, 3), 3, 3]
+    network = MedNeXt(**tiny | {"kernel_size": kernels}, strides=strides, deep_supervision=True)
+    assert network.total_stride == (4, 16, 16)
+    assert network.enc_block_0[0].conv1.weight.shape[2:] == (1, 3, 3)
+    assert network.down_1.conv1.weight.shape[2:] == (3, 3, 3) == network.up_1.conv1.weight.shape[2:]
+    shapes = [tuple(y.shape[2:]) for y in network(torch.randn(1, 1, 4, 32, 16))]
+    assert shapes == [(4, 32, 16), (4, 16, 8), (4, 8, 4), (2, 4, 2), (1, 2, 1)]
+
+
+def test_planar_kernels_and_strides_treat_each_slice_alone(tiny, filled):
+    """With (1, 3, 3) kernels and (1, 2, 2) strides nothing but the norm joins slices: one slice is the 2D network."""
+    volume = filled(MedNeXt(**tiny | {"kernel_size": (1, 3, 3)}, strides=[(1, 2, 2)] * 4), 5)
+    planar = filled(MedNeXt(**tiny | {"dim": "2d"}), 5)
+    x = image(1, 1, 1, 32, 32)
+    torch.testing.assert_close(volume(x)[:, :, 0], planar(x[:, :, 0]), rtol=1e-9, atol=1e-9)
+
+
+def test_encoder_and_decoder_kernels_differ_where_asked(tiny):
+    network = MedNeXt(**tiny | {"kernel_size": None, "enc_kernel_size": 5, "dec_kernel_size": 3})
+    extents = {
+        name: module.conv1.kernel_size[0] for name, module in network.named_modules() if hasattr(module, "conv1")
+    }
+    large = {name for name, extent in extents.items() if extent == 5}
+    assert large == {name for name in extents if name.startswith(("enc_", "down_"))}
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_type": "layer"}, {"grn": "all"}], ids=str)
+def test_checkpointing_changes_memory_and_no_gradient(tiny, filled, options):
+    arguments = tiny | {"deep_supervision": True} | options
+    plain = filled(MedNeXt(**arguments), 7)
+    checkpointed = filled(MedNeXt(**arguments, checkpoint_style="outside_block"), 7)
+    x = image(1, 1, 16, 16, 32)
+    assert_same(step(checkpointed, x)[1], step(plain, x)[1])
+
+
+def test_a_frozen_encoder_gets_no_gradient_and_the_decoder_the_same(tiny, filled):
+    network = filled(MedNeXt(**tiny), 8)
+    partly = copy.deepcopy(network)
+    for name, parameter in partly.named_parameters():
+        parameter.requires_grad_(not name.startswith(("stem", "enc_", "down_", "out_1", "out_2", "out_3", "out_4")))
+    x = image(1, 1, 16, 16, 32)
+    _, everything = step(network, x)
+    _, some = step(partly, x)
+    assert not any(name.startswith(("stem", "enc_", "down_")) for name in some)
+    assert_same(some, {name: everything[name] for name in some})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_parameters_and_their_gradients_in_float32(tiny, dtype):
+    network = MedNeXt(**tiny, deep_supervision=True)
+    x = torch.randn(1, 1, 16, 16, 32)
+    with torch.autocast("cpu", dtype):
+        outputs = network(x)
+    assert all(y.dtype == dtype for y in outputs)
+    expected = network(x)
+    for y, reference in zip(outputs, expected, strict=True):
+        assert (y - reference).abs().max() < 0.1 * reference.abs().max()
+    sum(y.float().square().mean() for y in outputs).backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_an_empty_batch_gives_an_empty_output(tiny):
+    assert MedNeXt(**tiny)(torch.zeros(0, 1, 16, 16, 16)).shape == (0, 3, 16, 16, 16)
+
+
+def test_copies_and_pickles_keep_the_switch(tiny, filled):
+    network = filled(MedNeXt(**tiny, deep_supervision=True), 0)
+    x = image(1, 1, 16, 16, 16)
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        twin.deep_supervision = False
+        assert torch.equal(twin(x), network(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 16, 20, 16), r"divisible by \[16, 16, 16\], got \[16, 20, 16\]; pad 20 to 32"),
+        ((1, 1, 16, 16, 0), r"divisible by \[16, 16, 16\], got \[16, 16, 0\]; pad 0 to 16"),
+        ((1, 2, 16, 16, 16), r"input must be \[N, 1, D, H, W\], got shape \[1, 2, 16, 16, 16\]"),
+        ((1, 16, 16, 16), r"input must be \[N, 1, D, H, W\], got shape \[1, 16, 16, 16\]"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_named_before_any_work(tiny, shape, message):
+    with pytest.raises(ValueError, match=message):
+        MedNeXt(**tiny)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"exp_r": [2] * 8}, "exp_r must have 9 entries"),
+        ({"exp_r": [2] * 8 + [0]}, r"exp_r\[8\] must be a positive int, got 0"),
+        ({"block_counts": [1] * 10}, "block_counts must have 9 entries"),
+        ({"kernel_size": 2}, "kernel_size must be odd"),
+        ({"kernel_size": None}, "enc_kernel_size must be given where kernel_size is None"),
+        ({"n_channels": -1}, "n_channels must be a positive int, got -1"),
+        ({"n_classes": 0}, "n_classes must be a positive int, got 0"),
+        ({"in_channels": "1"}, "in_channels must be a positive int, got '1'"),
+        ({"checkpoint_style": "inside_block"}, "checkpoint_style must be one of None, 'outside_block'"),
+        ({"strides": [2, 2, 2]}, "strides must have 4 entries"),
+        ({"strides": [2, 2, 2, 4]}, "strides must be 1 or 2 on every axis, got 4"),
+        ({"grn": "some"}, "grn must be one of False, True, 'all', got 'some'"),
+        ({"recompute": True}, "recompute must be one of None, 'conv', got True"),
+    ],
+)
+def test_bad_arguments_are_named(tiny, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MedNeXt(**tiny | arguments)
+
+
+def test_deep_supervision_takes_a_bool(tiny):
+    with pytest.raises(TypeError, match="deep_supervision must be True or False, got 'yes'"):
+        MedNeXt(**tiny).deep_supervision = "yes"
