@@ -15,15 +15,14 @@ def group_norm_statistics(input: torch.Tensor, num_groups: int, eps: float) -> t
     """Mean and 1 / sqrt(biased variance + eps) of each group: input [N, C, ...] -> two [N, G] in float32 (float64)."""
     dtype = accumulation_dtype(input.dtype)
     batch, channels = input.shape[:2]
-    if num_groups == channels:
-        values, dims = input.to(dtype), tuple(range(2, input.dim()))
-    else:
-        values, dims = (
-            input.to(dtype).reshape(batch, num_groups, -1) if batch else input.new_empty(0, num_groups, 1),
-            (2,),
-        )
+    if batch == 0:
+        return input.new_empty(0, num_groups, dtype=dtype), input.new_empty(0, num_groups, dtype=dtype)
+    values = input.to(dtype)
+    dims = tuple(range(2, input.dim()))
+    if num_groups != channels:
+        values, dims = values.reshape(batch, num_groups, -1), (2,)
     variance, mean = torch.var_mean(values, dim=dims, correction=0)
-    return mean.to(dtype), torch.rsqrt(variance.to(dtype) + eps)
+    return mean, torch.rsqrt(variance + eps)
 
 
 def group_norm(
