@@ -1,0 +1,104 @@
+"""What is reported: report.json for programs, a closing table for people."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import mednext_ops
+from mednext.demo.brain import FRONT
+from mednext.demo.comparison import Comparison
+from mednext.demo.settings import CLASSES, Settings
+
+NOTES = [
+    "The scan is the symmetric MNI152 template: the right, held-out hemisphere mirrors the left one exactly.",
+    f"Training saw the left hemisphere behind y = {FRONT:.0f} mm, without left-right flips. So 'held_out' has anatomy "
+    "that training saw mirrored, and 'held_out_front' (before that plane) anatomy that it did not see at all.",
+    "One scan, an average of 152 brains: the Dice shows that training works, not how well the network generalises.",
+    "The large network from UpKern had the small one's steps before its own; the one from scratch only its own.",
+]
+PACKAGES = ("mednext-ops", "torch", "monai", "nilearn", "nibabel", "numpy")
+
+
+def machine(settings: Settings) -> dict[str, Any]:
+    """What the numbers were measured on and with."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None  # run from a source folder
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else None,
+        "backends": mednext_ops.available_backends(),
+        "versions": versions,
+    }
+
+
+def processor() -> str:
+    """The processor's name: Linux keeps it where `platform` does not look."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Writes the report whole or not at all; NaN, which JSON lacks, becomes null."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+    part.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(
+    console: Console, networks: dict[str, dict[str, Any]], comparisons: dict[str, Comparison], backends: list[str]
+) -> None:
+    """The closing tables. `backends` are those that ran our operators."""
+    table = Table(title="Dice on the held-out (right) hemisphere; in brackets its front, unseen even mirrored")
+    table.add_column("network")
+    table.add_column("steps", justify="right")
+    for name in CLASSES[1:]:
+        table.add_column(name, justify="right")
+    for name, result in networks.items():
+        whole, front = result["dice"]["held_out"], result["dice"]["held_out_front"]
+        table.add_row(name, str(result["steps"]), *(f"{whole[c]:.3f} ({front[c]:.3f})" for c in CLASSES[1:]))
+    console.print(table)
+    table = Table(title=f"one training step: mednext ({' + '.join(backends)} backend) against plain PyTorch")
+    for column in ("kernel", "", "time a step", "peak memory", "of it by the steps", "saved for backward"):
+        table.add_column(column, justify="left" if column in ("kernel", "") else "right")
+    for name, comparison in comparisons.items():
+        for label, side in (("mednext", comparison.ours), ("plain PyTorch", comparison.plain)):
+            memory = side.memory
+            table.add_row(
+                name if label == "mednext" else "",
+                label,
+                f"{side.step_seconds * 1e3:.0f} ms",
+                *(f"{size / 2**20:.0f} MiB" for size in (memory.peak, memory.increase, memory.saved_for_backward)),
+            )
+    console.print(table)

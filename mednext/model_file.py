@@ -1,0 +1,79 @@
+"""A trained network as one file: constructor arguments, weights, and what `mednext segment` must know to use it.
+
+The file is a plain `torch.save` of tensors, numbers and strings, so it loads with `weights_only=True` and runs no code
+of whoever made it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mednext.errors import InputError
+from mednext.network import MedNeXt
+
+FORMAT = "mednext model"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a network needs to know of its training to be used on a new scan."""
+
+    network: dict[str, Any]  # the arguments of mednext.MedNeXt
+    labels: list[str]  # the classes' names, background first
+    spacing: list[float]  # mm a voxel, in RAS order
+    patch_size: list[int]  # voxels of a sliding window
+    description: str = ""
+
+
+def save_model(path: Path, card: ModelCard, network: nn.Module) -> None:
+    """Writes the network whole or not at all."""
+    content = {"format": FORMAT, "version": VERSION, **asdict(card), "state_dict": network.state_dict()}
+    save_atomically(path, content)
+
+
+def save_atomically(path: Path, content: Mapping[str, Any]) -> None:
+    """`torch.save` that a kill or a power cut cannot leave half done."""
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def load_model(path: Path) -> tuple[MedNeXt, ModelCard]:
+    """The network in `path`, in eval mode on the CPU, and its card.
+
+    Raises:
+        InputError: no such file, or one that `save_model` did not write.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no model file {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a model that `mednext demo` wrote.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is not a model that `mednext segment` can take: it lacks the network's constructor arguments "
+            "(for bare weights, see mednext.load_checkpoint)."
+        )
+    if content.get("version") != VERSION:
+        raise InputError(f"{path} is a model of version {content.get('version')}; this mednext reads {VERSION}.")
+    try:
+        card = ModelCard(**{field.name: content[field.name] for field in fields(ModelCard)})
+        network = MedNeXt(**card.network)
+        network.load_state_dict(content["state_dict"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} is a damaged model: {str(error).splitlines()[0]}.") from error
+    return network.eval(), card

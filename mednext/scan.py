@@ -1,0 +1,160 @@
+"""Scans on the disk: reads a NIfTI file, says in one sentence what is wrong with it, writes one whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from mednext.errors import InputError
+
+SUFFIXES = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan as it lies on the disk: channels first, in the file's own orientation."""
+
+    channels: np.ndarray  # [channels, X, Y, Z], float32
+    affine: np.ndarray  # [4, 4], voxel -> mm
+    image: nib.nifti1.Nifti1Pair | None = None  # the file's image, for the header of what is written
+
+
+def read_scan(path: Path, in_channels: int = 1, volume: int | None = None, nan_to_zero: bool = False) -> Scan:
+    """The scan in `path`, checked: a NIfTI whose voxels a network with `in_channels` input channels can be given.
+
+    Raises:
+        InputError: missing, corrupt or not NIfTI; not 3D, or 4D with several volumes and no choice among them; empty,
+            constant or with voxels that are no finite number.
+    """
+    image = _open(path)
+    channels = _as_channels(_voxels(image, path), path, in_channels, volume)
+    affine = image.affine
+    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise InputError(f"{path} has no usable affine, so its voxel size is unknown; mend its sform or qform.")
+    bad = ~np.isfinite(channels)
+    if bad.any():
+        if not nan_to_zero:
+            raise InputError(
+                f"{path} holds {int(bad.sum())} voxels that are NaN or infinite; pass --nan-to-zero to read them as 0."
+            )
+        channels = np.where(bad, np.float32(0), channels)
+    for index, channel in enumerate(channels):
+        inside = channel[channel != 0]
+        if inside.size == 0:
+            raise InputError(f"{path} is empty: every voxel of volume {index} is 0, so there is nothing to segment.")
+        if inside.min() == inside.max():
+            raise InputError(f"{path} is constant: volume {index} holds no value but {inside[0]:g} (and perhaps 0).")
+    return Scan(channels, affine, image)
+
+
+def _open(path: Path) -> nib.nifti1.Nifti1Pair:
+    if not path.exists():
+        raise InputError(f"there is no file {path}.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; a NIfTI file (.nii, .nii.gz) was expected.")
+    try:
+        image = nib.load(path)
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path} is not a NIfTI file that can be read ({_first_line(error)}).") from error
+    if not isinstance(image, nib.nifti1.Nifti1Pair):  # Nifti1Image, Nifti2Image and .hdr/.img pairs derive from it
+        raise InputError(f"{path} is a {type(image).__name__}; a NIfTI file (.nii, .nii.gz) was expected.")
+    return image
+
+
+def _voxels(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:
+    if image.get_data_dtype().fields is not None or np.issubdtype(image.get_data_dtype(), np.complexfloating):
+        raise InputError(f"{path} holds {image.get_data_dtype()} voxels; one real number a voxel was expected.")
+    if 0 in image.shape:
+        raise InputError(f"{path} is empty: its shape is {image.shape}.")
+    try:
+        return np.asarray(image.dataobj, dtype=np.float32)
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path} is damaged: its voxels cannot be read ({_first_line(error)}).") from error
+
+
+def _as_channels(voxels: np.ndarray, path: Path, in_channels: int, volume: int | None) -> np.ndarray:
+    """[X, Y, Z] or [X, Y, Z, T] to [in_channels, X, Y, Z]."""
+    if voxels.ndim > 4 and set(voxels.shape[4:]) == {1}:
+        voxels = voxels.reshape(voxels.shape[:4])
+    if voxels.ndim not in (3, 4):
+        raise InputError(f"{path} has shape {voxels.shape}; a 3D scan, or 4D with volumes last, was expected.")
+    volumes = voxels[..., None] if voxels.ndim == 3 else voxels
+    count = volumes.shape[3]
+    if in_channels > 1:
+        if volume is not None:
+            raise InputError(f"--volume picks one volume, but the model takes {in_channels} channels at once; drop it.")
+        if count != in_channels:
+            raise InputError(f"the model takes {in_channels} channels, but {path} has {count} volume(s).")
+    else:
+        if volume is None and count > 1:
+            raise InputError(f"{path} has {count} volumes and the model takes one; pick it with --volume INDEX.")
+        if volume is not None and not 0 <= volume < count:
+            raise InputError(f"--volume {volume} is out of range: {path} has volumes 0 to {count - 1}.")
+        index = volume or 0
+        volumes = volumes[..., index : index + 1]
+    return np.ascontiguousarray(np.moveaxis(volumes, 3, 0))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def check_output(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Raises InputError where `write_scan` could not write `path`; writes nothing."""
+    if not path.name.endswith(SUFFIXES):
+        raise InputError(f"{path} must end in .nii or .nii.gz.")
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} does not exist; make it first.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; the name of a file to write was expected.")
+    if any(path.resolve() == other.resolve() for other in inputs):
+        raise InputError(f"{path} is also an input; choose another file to write.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; pass --overwrite to replace it.")
+    try:
+        descriptor, probe = tempfile.mkstemp(dir=path.parent, prefix=".mednext-")
+    except OSError as error:
+        raise InputError(f"the folder {path.parent} cannot be written to ({error.strerror}).") from error
+    os.close(descriptor)
+    os.unlink(probe)
+
+
+def write_scan(path: Path, voxels: np.ndarray, affine: np.ndarray, like: nib.nifti1.Nifti1Pair | None = None) -> None:
+    """Writes `voxels` with `affine` to `path` in one go: a reader sees the old file or the new one, never a part.
+
+    The header (sform, qform, their codes, units) is that of `like`, the scan that the voxels belong to.
+    """
+    two = like is not None and isinstance(like, nib.nifti2.Nifti2Pair)
+    kind = nib.nifti2.Nifti2Image if two else nib.nifti1.Nifti1Image
+    header = None if like is None else like.header.copy()
+    image = kind(voxels, affine, header, dtype=voxels.dtype)
+    image.header["cal_min"] = image.header["cal_max"] = 0  # the display window of the scan is none for its labels
+    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".mednext-", suffix=suffix)
+    os.close(descriptor)
+    try:
+        nib.save(image, part)
+        publish(Path(part), path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+        raise
+
+
+def publish(part: Path, path: Path) -> None:
+    """Moves the finished file `part` to `path` so that a power cut leaves one or the other."""
+    with open(part, "rb+") as file:
+        os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(part, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+    os.replace(part, path)
