@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -38,7 +37,8 @@ def read_file(path: str | PathLike[str]) -> Mapping[str, Any]:
                 f"{path} holds a {foreign[1]}, and loading that could run code. If you trust the file, read it with "
                 "torch.load(path, weights_only=False) and pass the result"
             ) from error
-        raise ValueError(f"{path} is damaged or not a torch.save file: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged or not a torch.save file: {reason}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors, or one that holds such")
     return content
@@ -97,7 +97,7 @@ def _harmless_globals() -> list[Any]:
     try:
         import numpy as np
     except ImportError:
-        return [defaultdict]
+        return []
     functions = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
     moved = [
         (function, f"numpy.{core}.multiarray.{name}")
@@ -105,4 +105,4 @@ def _harmless_globals() -> list[Any]:
         for core in ("core", "_core")
     ]
     types = [type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"]
-    return [defaultdict, np.ndarray, np.dtype, *moved, *dict.fromkeys(types)]
+    return [np.ndarray, np.dtype, *moved, *dict.fromkeys(types)]
