@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mednext_ops as ops
-from tests.ops.eager import Block
+from .eager import Block
 
 X = torch.randn(1, 4, 5, 5, 5)
 W = torch.randn(4, 1, 3, 3, 3)

@@ -9,7 +9,7 @@ import torch
 from torch.library import opcheck
 
 import mednext_ops as ops
-from tests.ops.eager import Block, relative_error
+from .eager import Block, relative_error
 
 C, R = 4, 8
 ONES, HALF = [1, 1, 1], [0, 0, 0]
@@ -73,8 +73,8 @@ FORMATS = [torch.contiguous_format, torch.channels_last_3d]
 )
 def test_opcheck(name, memory_format, dtype, parameter_dtype):
     op, arguments = calls(dtype, memory_format, parameter_dtype)[name]
-    # opcheck compares two runs of the same kernels; it needs no more than that for bfloat16 either.
-    opcheck(op.default, arguments)
+    # A gradient may arrive in the other memory format there, which changes the order of a sum.
+    opcheck(op.default, arguments, rtol=1e-4, atol=1e-4)
 
 
 class Net(torch.nn.Module):

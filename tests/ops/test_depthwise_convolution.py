@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import mednext_ops as ops
-from tests.ops.eager import assert_within_twice, relative_error
+from .eager import assert_within_twice, relative_error
 
 KERNELS = [(1, 1, 1), (3, 3, 3), (5, 5, 5), (7, 7, 7), (1, 3, 3), (3, 5, 7)]
 SIZES = [(8, 9, 7), (2, 3, 1)]  # odd extents, and extents below the kernel

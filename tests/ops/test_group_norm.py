@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import mednext_ops as ops
-from tests.ops.eager import relative_error
+from .eager import relative_error
 
 
 def draw(*shape, dtype=torch.float64, device="cpu"):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import mednext_ops as ops
-from tests.ops.eager import Block, assert_within_twice, grn, relative_error
+from .eager import Block, assert_within_twice, grn, relative_error
 
 FORMS = [("regular", (1, 1, 1)), ("down", (2, 2, 2)), ("down", (1, 2, 2)), ("up", (2, 2, 2)), ("up", (1, 2, 2))]
 KERNELS = [(1, 1, 1), (3, 3, 3), (5, 5, 5), (7, 7, 7), (1, 3, 3), (3, 5, 7)]

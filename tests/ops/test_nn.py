@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mednext_ops as ops
-from tests.ops.eager import relative_error
+from .eager import relative_error
 
 
 @pytest.mark.parametrize("kernel", [3, (1, 5, 3)])

@@ -1,0 +1,54 @@
+# One command sets everything up on a fresh machine and runs the main job: `make demo`. One passes the tests: `make test`.
+# PYTHON, VENV and TORCH may be overridden: `make demo TORCH=torch` takes the newest PyTorch with its CUDA packages.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= $(if $(wildcard /proc/driver/nvidia/version),torch,torch==2.13.0)
+PYTEST_OPTIONS ?= -n auto
+DEMO_OPTIONS ?=
+
+BIN := $(abspath $(VENV))/bin
+SOURCES := pyproject.toml setup.py $(shell find build_tools csrc mednext mednext_ops -type f \
+             ! -name '*.pyc' ! -name '*.so' ! -name '_build_info.json' 2>/dev/null)
+
+.PHONY: demo test lint format clean setup
+
+demo: $(VENV)/.installed
+	$(BIN)/mednext demo $(DEMO_OPTIONS)
+
+setup: $(VENV)/.installed
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	touch $@
+
+# The package is installed as users have it, not as a link to this folder.
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
+	$(BIN)/python -m mednext_ops.info
+	touch $@
+
+# The tests import the installed package: `pytest` (unlike `python -m pytest`) does not put this folder on the path.
+test: $(VENV)/.installed
+	$(BIN)/pytest $(PYTEST_OPTIONS)
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet '.[demo,test,dev]'
+	touch $@
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	find csrc -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	find csrc -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-output
