@@ -35,7 +35,7 @@ def eager(variant: str, kernel_size: int) -> EagerMedNeXt:
         do_res=True,
         do_res_up_down=True,
         block_counts=chosen.block_counts,
-        grn=bool(chosen.grn),
+        grn=chosen.grn,
     )
 
 

@@ -94,13 +94,19 @@ def _convert(name: str, block: Any, recompute: str | None) -> None:
     block.grn = grn_names is not None
     block.grn_names = grn_names or MedNeXtBlock.grn_names
     block.recompute = recompute
-    after = _probe(block)
-    tolerance = 1e3 * torch.finfo(before.dtype).eps
-    if before.shape != after.shape or not torch.allclose(before, after, rtol=tolerance, atol=tolerance):
+    if not _agree(before, _probe(block)):
         raise ValueError(
             f"block {name or '(model)'} of the model computes something else than a MedNeXt block with its parameters; "
             "nothing was changed"
         )
+
+
+def _agree(before: torch.Tensor, after: torch.Tensor) -> bool:
+    if before.shape != after.shape or before.is_meta:
+        return before.shape == after.shape
+    tolerance = 0.1 if before.dtype.itemsize < 4 else 1e-4
+    scale = before.nan_to_num().abs().max().item()
+    return torch.allclose(after, before, rtol=0.0, atol=tolerance * scale, equal_nan=True)
 
 
 @torch.no_grad()
@@ -111,5 +117,4 @@ def _probe(block: Any) -> torch.Tensor:
     shape = (1, conv1.in_channels, *(4,) * axes)
     count = conv1.in_channels * 4**axes
     x = torch.arange(count, device=conv1.weight.device, dtype=torch.float32).mul_(12.9898).sin_().reshape(shape)
-    with torch.autocast(x.device.type, enabled=False):
-        return type(block).forward(block, x.to(conv1.weight.dtype))
+    return type(block).forward(block, x.to(conv1.weight.dtype))

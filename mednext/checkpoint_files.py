@@ -60,6 +60,8 @@ def find_state_dict(source: str, content: Mapping[str, Any]) -> tuple[str, dict[
 
 
 def _container(key: str, content: Mapping[str, Any]) -> str:
+    if content.get("format") == "mednext model":
+        return "mednext model"
     if key == "network_weights":
         return "nnU-Net v2 checkpoint"
     if "pytorch-lightning_version" in content:

@@ -80,7 +80,7 @@ class EagerMedNeXt(nn.Module):
         do_res_up_down: bool = False,
         block_counts: Sequence[int] = (2,) * 9,
         dim: str = "3d",
-        grn: bool = False,
+        grn: bool | str = False,
     ) -> None:
         super().__init__()
         axes = int(dim[0])
@@ -89,15 +89,15 @@ class EagerMedNeXt(nn.Module):
         k, n = kernel_size, block_counts
 
         def stage(channels: int, ratio: int, count: int) -> nn.Sequential:
-            blocks = [EagerBlock(channels, channels, ratio, k, do_res, 0, axes, grn) for _ in range(count)]
+            blocks = [EagerBlock(channels, channels, ratio, k, do_res, 0, axes, bool(grn)) for _ in range(count)]
             return nn.Sequential(*blocks)
 
         def down(level: int) -> EagerBlock:
-            with_grn = grn and level > 0
+            with_grn = grn == "all" or (bool(grn) and level > 0)
             return EagerBlock(c[level], c[level + 1], r[level + 1], k, do_res_up_down, -1, axes, with_grn)
 
         def up(level: int) -> EagerBlock:
-            return EagerBlock(c[level + 1], c[level], r[8 - level], k, do_res_up_down, +1, axes, grn)
+            return EagerBlock(c[level + 1], c[level], r[8 - level], k, do_res_up_down, +1, axes, bool(grn))
 
         self.stem = {2: nn.Conv2d, 3: nn.Conv3d}[axes](in_channels, c[0], 1)
         self.enc_block_0, self.down_0 = stage(c[0], r[0], n[0]), down(0)

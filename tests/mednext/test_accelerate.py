@@ -147,6 +147,12 @@ class Scaled(EagerBlock):
         return 0.5 * super().forward(x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_meta_networks_are_accelerated(dtype):
+    for network in (monai().to(dtype), monai().to("meta")):
+        assert isinstance(accelerate(network).bottleneck[0], MedNeXtBlock)
+
+
 def test_a_block_that_computes_something_else_is_refused_and_nothing_changes():
     model = nn.Sequential(EagerBlock(2, 2, 2, 3, True, 0, 3, False), Scaled(2, 2, 2, 3, True, 0, 3, False))
     before = [dict(block.__dict__) for block in model]

@@ -77,6 +77,14 @@ def test_a_safetensors_file_and_a_bare_dict(tmp_path, official, tiny):
         assert_loaded(network, official)
 
 
+def test_a_model_file_of_ours(tmp_path, official, network):
+    torch.save(
+        {"format": "mednext model", "network": {"in_channels": 1}, "state_dict": official}, tmp_path / "model.pt"
+    )
+    assert load_checkpoint(network, tmp_path / "model.pt").container == "mednext model"
+    assert_loaded(network, official)
+
+
 def test_a_wrapped_model(official, network):
     report = load_checkpoint(torch.nn.DataParallel(network), official)
     assert_loaded(network, official)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mednext import MedNeXt, accelerate
+from mednext import MedNeXt, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, accelerate
 from mednext.eager import EagerMedNeXt
 
 
@@ -13,14 +13,15 @@ def image(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
-def train_step(network, forward, x):
-    network.zero_grad()
-    sum(y.square().mean() for y in forward(x)).backward()
-    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+def train_step(module, forward, x):
+    module.zero_grad()
+    outputs = forward(x)
+    sum(y.square().mean() for y in (outputs if isinstance(outputs, list) else [outputs])).backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-def assert_same_gradients(network, forward, x):
-    expected, compiled = train_step(network, network, x), train_step(network, forward, x)
+def assert_same_gradients(module, forward, x):
+    expected, compiled = train_step(module, module, x), train_step(module, forward, x)
     assert expected.keys() == compiled.keys()
     scale = max(grad.abs().max().item() for grad in expected.values())
     for name, grad in expected.items():
@@ -29,12 +30,21 @@ def assert_same_gradients(network, forward, x):
         )
 
 
-@pytest.mark.parametrize("options", [{}, {"recompute": "conv", "grn": "all"}, {"dim": "2d"}], ids=str)
-def test_the_whole_network_compiles_without_a_graph_break(tiny, options):
+@pytest.mark.parametrize(
+    "options", [{}, {"recompute": "conv", "grn": True}, {"dim": "2d"}, {"norm_type": "layer"}], ids=str
+)
+@pytest.mark.parametrize("block_type", [MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock])
+def test_a_block_compiles_without_a_graph_break(block_type, options):
     torch._dynamo.reset()
-    network = MedNeXt(**tiny | {"block_counts": [1] * 9} | options, deep_supervision=True)
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    assert_same_gradients(network, compiled, image(1, 1, *[16, 16, 32][-len(network.total_stride) :]))
+    block = block_type(2, 2, 2, 3, True, **options)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    assert_same_gradients(block, compiled, image(2, 2, *[4] * (2 if options.get("dim") == "2d" else 3)))
+
+
+def test_the_whole_network_compiles_without_a_graph_break(tiny):
+    torch._dynamo.reset()
+    network = MedNeXt(**tiny | {"block_counts": [1] * 9}, deep_supervision=True)
+    assert_same_gradients(network, torch.compile(network, fullgraph=True), image(1, 1, 16, 16, 32))
 
 
 def test_a_compiled_network_switches_deep_supervision(tiny):
@@ -51,15 +61,10 @@ def test_a_compiled_network_switches_deep_supervision(tiny):
 
 def test_an_accelerated_network_compiles_without_a_graph_break(tiny):
     torch._dynamo.reset()
-    network = accelerate(EagerMedNeXt(**tiny, deep_supervision=True))
-    assert_same_gradients(network, torch.compile(network, fullgraph=True, backend="aot_eager"), image(1, 1, 16, 16, 32))
-
-
-@pytest.mark.slow
-def test_the_whole_network_compiles_with_inductor(tiny):
-    torch._dynamo.reset()
-    network = MedNeXt(**tiny | {"block_counts": [1] * 9}, deep_supervision=True)
-    assert_same_gradients(network, torch.compile(network, fullgraph=True), image(1, 1, 16, 16, 32))
+    network = accelerate(EagerMedNeXt(**tiny))
+    x = image(1, 1, 16, 16, 32)
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-4)
 
 
 def test_export_gives_the_same_output(tiny):

@@ -9,12 +9,12 @@ import mednext
 from mednext.eager import EagerMedNeXt
 
 
-def check(network, golden):
-    x = golden.input.clone().requires_grad_()
-    outputs = network(x)
+def check(network, golden, device="cpu"):
+    x = golden.input.to(device, copy=True).requires_grad_()
+    outputs = network.to(device)(x)
     for ours, official in zip(outputs, golden.outputs, strict=True):
         assert_relative(ours, official)
-    golden.loss(outputs).backward()
+    golden.loss([y.cpu() for y in outputs]).backward()
     assert_relative(x.grad, golden.grad_input)
     gradients = {name: parameter.grad for name, parameter in network.named_parameters() if name != "dummy_tensor"}
     assert gradients.keys() == golden.gradients.keys()
@@ -27,13 +27,13 @@ def check(network, golden):
 
 def assert_relative(ours, official, name=""):
     assert ours.shape == official.shape
-    error = (ours.detach() - official).abs().max() / official.abs().max()
+    error = (ours.detach().cpu() - official).abs().max() / official.abs().max()
     assert error < 1e-5, f"{name}: {error:.1e}"
 
 
 @pytest.mark.parametrize("options", [{}, {"recompute": "conv"}, {"checkpoint_style": "outside_block"}], ids=str)
-def test_outputs_and_all_gradients_are_the_official_ones(golden, filled, options):
-    check(filled(mednext.MedNeXt(**golden.arguments, **options), golden.seed), golden)
+def test_outputs_and_all_gradients_are_the_official_ones(golden, filled, options, device):
+    check(filled(mednext.MedNeXt(**golden.arguments, **options), golden.seed), golden, device)
 
 
 def test_outputs_are_the_official_ones_in_channels_last(golden_k3, filled):

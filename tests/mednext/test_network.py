@@ -158,6 +158,20 @@ def test_autocast_keeps_parameters_and_their_gradients_in_float32(tiny, dtype):
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in network.parameters())
 
 
+@pytest.mark.gpu
+def test_a_float16_training_step_with_a_gradient_scaler(tiny):
+    network = MedNeXt(**tiny, deep_supervision=True).cuda().to(memory_format=torch.channels_last_3d)
+    scaler, optimizer = torch.amp.GradScaler(), torch.optim.AdamW(network.parameters(), eps=1e-4)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    x = torch.randn(2, 1, 32, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last_3d)
+    with torch.autocast("cuda", torch.float16):
+        loss = sum(y.float().square().mean() for y in network(x))
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
+    assert any(not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))
+
+
 def test_an_empty_batch_gives_an_empty_output(tiny):
     assert MedNeXt(**tiny)(torch.zeros(0, 1, 16, 16, 16)).shape == (0, 3, 16, 16, 16)
 
