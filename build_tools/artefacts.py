@@ -1,0 +1,195 @@
+"""The three native parts: their sources, their flags, and the ninja edges that make each."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from build_tools.architectures import Architecture
+from build_tools.ninja_file import NinjaFile
+from build_tools.toolchain import MINIMUM_TORCH, Compiler, Nvcc, PybindModule, Torch
+
+__all__ = ["CPU_LIBRARY", "CUDA_LIBRARY", "INFORMATION_MODULE", "Artefact", "cpu", "cuda", "information"]
+
+CPU_LIBRARY = "libmednext_ops_cpu.so"
+CUDA_LIBRARY = "libmednext_ops_cuda.so"
+INFORMATION_MODULE = "_build_information"
+
+#: No -march: one binary runs on every machine of its kind. No fast-math: results are part of the contract.
+_CXX_FLAGS = [
+    *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-fno-math-errno"),
+    *("-Wall", "-Wextra"),
+]
+#: --expt-relaxed-constexpr: std functions that are constexpr may be called in kernels.
+_NVCC_FLAGS = [
+    *("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"),
+    "-Xptxas=-v,--warn-on-spills",
+]
+_LINK_FLAGS = ["-shared", "-Wl,--as-needed", "-Wl,-z,now", "-Wl,--build-id=none"]
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One native part and how it is made; ``describe`` goes into the build information."""
+
+    name: str  # "cpu", "cuda" or "information"
+    file: str
+    compiler: str
+    flags: tuple[str, ...]
+    architectures: tuple[str, ...] = ()
+
+
+def _target() -> str:
+    major, minor = MINIMUM_TORCH
+    return f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000ULL"
+
+
+def _sources(root: Path, *patterns: str) -> list[Path]:
+    """Sources relative to the root, where ninja runs: no absolute path gets into a binary."""
+    return [p.relative_to(root) for pattern in patterns for p in sorted(root.glob(pattern))]
+
+
+def _join(words: Iterable[str]) -> str:
+    return " ".join(shlex.quote(w) for w in words)
+
+
+def _compile(
+    ninja: NinjaFile, build: Path, name: str, sources: list[Path], compiler: Compiler, flags: list[str]
+) -> list[Path]:
+    rule = f"compile_{name}"
+    ninja.rule(rule, f"{shlex.quote(compiler.command)} {_join(flags)} -MMD -MF $out.d -c $in -o $out", depfile=True)
+    objects = [build / name / source.with_suffix(".o") for source in sources]
+    for source, target in zip(sources, objects, strict=True):
+        ninja.edge(target, rule, [source])
+    return objects
+
+
+def _link(
+    ninja: NinjaFile,
+    build: Path,
+    name: str,
+    file: str,
+    objects: list[Path],
+    compiler: Compiler,
+    libraries: list[str],
+    also_needs: Iterable[Path] = (),
+) -> None:
+    command = f"{shlex.quote(compiler.command)} {_join(_LINK_FLAGS)} $in -o $out {_join(libraries)}"
+    ninja.rule(f"link_{name}", command)
+    ninja.edge(build / file, f"link_{name}", objects, also_needs=also_needs)
+    ninja.edge(name, "phony", [build / file])
+
+
+def _torch_flags(torch: Torch) -> list[str]:
+    return [_target(), f"-ffile-prefix-map={torch.include}=", f"-isystem{torch.include}"]
+
+
+def cpu(ninja: NinjaFile, root: Path, build: Path, compiler: Compiler, torch: Torch) -> Artefact:
+    """Kernels and bindings for the CPU; linked against libtorch_cpu, which torch has loaded by then."""
+    kernels = _compile(ninja, build, "cpu_kernel", _sources(root, "csrc/cpu/*/*.cpp"), compiler, _CXX_FLAGS)
+    bindings = _compile(
+        ninja,
+        build,
+        "cpu_binding",
+        _sources(root, "csrc/bindings/cpu_*.cpp"),
+        compiler,
+        [*_CXX_FLAGS, *_torch_flags(torch)],
+    )
+    _link(ninja, build, "cpu", CPU_LIBRARY, kernels + bindings, compiler, [f"-L{torch.lib}", "-ltorch_cpu"])
+    return Artefact("cpu", CPU_LIBRARY, compiler.version, tuple(_CXX_FLAGS))
+
+
+def cuda(
+    ninja: NinjaFile,
+    root: Path,
+    build: Path,
+    compiler: Compiler,
+    torch: Torch,
+    nvcc: Nvcc,
+    architectures: list[Architecture],
+) -> Artefact:
+    """Kernels by nvcc, which see no torch header; bindings by the C++ compiler, which see no kernel.
+
+    ptxas's report of every kernel is kept beside its object file: ``python -m build_tools.ptxas_report`` reads it.
+    """
+    gencode = [flag for a in architectures for flag in a.flags]
+    command = f"{shlex.quote(nvcc.command)} -ccbin {shlex.quote(compiler.command)} {_join([*_NVCC_FLAGS, *gencode])}"
+    ninja.rule(
+        "compile_cuda_kernel",
+        f"{command} -MD -MF $out.d -c $in -o $out > $out.ptxas 2>&1 || (cat $out.ptxas; exit 1)",
+        depfile=True,
+    )
+    sources = _sources(root, "csrc/cuda/*/*.cu")
+    kernels = [build / "cuda_kernel" / source.with_suffix(".o") for source in sources]
+    for source, target in zip(sources, kernels, strict=True):
+        ninja.edge(target, "compile_cuda_kernel", [source])
+    bindings = _compile(
+        ninja,
+        build,
+        "cuda_binding",
+        _sources(root, "csrc/bindings/cuda_*.cpp"),
+        compiler,
+        # USE_CUDA: torch's stable headers declare the stream functions only then.
+        [*_CXX_FLAGS, *_torch_flags(torch), "-DUSE_CUDA", f"-isystem{nvcc.include}"],
+    )
+    libtorch_cuda, also_needs = _libtorch_cuda(ninja, build, compiler, torch)
+    _link(
+        ninja,
+        build,
+        "cuda",
+        CUDA_LIBRARY,
+        kernels + bindings,
+        compiler,
+        # The stream functions live in libtorch_cuda, which is in nobody's global scope: it must be named as needed.
+        [
+            *("-Wl,--no-as-needed", str(libtorch_cuda), "-Wl,--as-needed", f"-L{torch.lib}", "-ltorch_cpu"),
+            *(str(nvcc.cudart_static), "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread"),
+        ],
+        also_needs,
+    )
+    return Artefact(
+        "cuda",
+        CUDA_LIBRARY,
+        f"nvcc {nvcc.release}, {compiler.version}",
+        tuple(_NVCC_FLAGS),
+        tuple(map(str, architectures)),
+    )
+
+
+def _libtorch_cuda(ninja: NinjaFile, build: Path, compiler: Compiler, torch: Torch) -> tuple[Path, list[Path]]:
+    """torch's libtorch_cuda or, under a CPU-only torch, an empty library of that name to link against."""
+    real = torch.lib / "libtorch_cuda.so"
+    if real.is_file():
+        return real, []
+    source, stub = build / "stub" / "empty.cpp", build / "stub" / "libtorch_cuda.so"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    if not source.is_file():
+        source.write_text("")
+    ninja.rule("stub", f"{shlex.quote(compiler.command)} -shared -Wl,-soname,libtorch_cuda.so $in -o $out")
+    ninja.edge(stub, "stub", [source])
+    return stub, [stub]
+
+
+def information(
+    ninja: NinjaFile,
+    root: Path,
+    build: Path,
+    compiler: Compiler,
+    pybind: PybindModule,
+    facts: dict[str, str],
+) -> Artefact:
+    """The pybind11 module that tells what was compiled by what."""
+    defines = [f'-DMEDNEXT_OPS_{name.upper()}="{value}"' for name, value in facts.items()]
+    flags = [
+        *_CXX_FLAGS,
+        f"-ffile-prefix-map={pybind.include}=",
+        f"-isystem{pybind.include}",
+        f"-isystem{pybind.python_include}",
+    ]
+    sources = _sources(root, "csrc/python/build_information.cpp")
+    objects = _compile(ninja, build, "information", sources, compiler, [*flags, *defines])
+    file = INFORMATION_MODULE + pybind.suffix
+    _link(ninja, build, "information_module", file, objects, compiler, [])
+    return Artefact("information", file, compiler.version, tuple(_CXX_FLAGS))

@@ -1,0 +1,65 @@
+// Count, mean and sum of squared deviations of a set of numbers, and how those of two sets combine.
+//
+// Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample variances (1979). Sums of
+// squares are never subtracted from each other at full size, so a mean far larger than the deviation costs no digits.
+// Every merge here has a fixed order: the same input gives the same bits.
+#pragma once
+
+namespace mednext_ops::cuda {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kWarpSize = 32;
+
+// Real is float inside a block of threads, and double where the results of many blocks come together.
+template <typename Real>
+struct Moments {
+    Real count;
+    Real mean;
+    Real sum_squared_deviations;
+};
+
+template <typename Real>
+__device__ inline Moments<Real> merge(const Moments<Real>& a, const Moments<Real>& b) {
+    const Real count = a.count + b.count;
+    const Real share = count > Real(0) ? b.count / count : Real(0);
+    const Real difference = b.mean - a.mean;
+    return {count, a.mean + difference * share,
+            a.sum_squared_deviations + b.sum_squared_deviations + difference * difference * a.count * share};
+}
+
+// The moments of the first `count` of N values in registers, in two passes; count may be 0.
+template <int N>
+__device__ inline Moments<float> moments_of(const float (&values)[N], int count) {
+    const float inverse = count > 0 ? 1.0f / static_cast<float>(count) : 0.0f;
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum += i < count ? values[i] : 0.0f;
+    const float mean = sum * inverse;
+    // The mean was rounded: the sum of the deviations from it is what it lacks.
+    float deviations = 0.0f;
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        const float deviation = i < count ? values[i] - mean : 0.0f;
+        deviations += deviation;
+        squares = fmaf(deviation, deviation, squares);
+    }
+    const float correction = deviations * inverse;
+    const float centred = fmaf(-deviations, correction, squares);
+    return {static_cast<float>(count), mean + correction, centred < 0.0f ? 0.0f : centred};  // NaN stays NaN
+}
+
+// Merges the moments of a warp's lanes; the result is in lane 0.
+template <typename Real>
+__device__ inline Moments<Real> merge_warp(Moments<Real> mine) {
+#pragma unroll
+    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+        const Moments<Real> theirs{__shfl_down_sync(kFullWarp, mine.count, distance),
+                                   __shfl_down_sync(kFullWarp, mine.mean, distance),
+                                   __shfl_down_sync(kFullWarp, mine.sum_squared_deviations, distance)};
+        mine = merge(mine, theirs);
+    }
+    return mine;
+}
+
+}  // namespace mednext_ops::cuda

@@ -1,0 +1,46 @@
+// The element types of a tensor on the GPU, how they are read, and how a run-time type becomes a template argument.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "scalar_type.h"
+
+namespace mednext_ops::cuda {
+
+__device__ inline float to_float(float value) {
+    return value;
+}
+
+__device__ inline float to_float(__half value) {
+    return __half2float(value);
+}
+
+__device__ inline float to_float(__nv_bfloat16 value) {
+    return __bfloat162float(value);
+}
+
+// `Size` elements that are loaded by one instruction; their address is a multiple of their size together.
+template <typename T, int Size>
+struct alignas(sizeof(T) * Size) Vector {
+    T element[Size];
+};
+
+// Calls `function` with a null pointer to the element type that `type` names.
+template <typename Function>
+decltype(auto) with_scalar_type(ScalarType type, Function&& function) {
+    switch (type) {
+        case ScalarType::float16:
+            return std::forward<Function>(function)(static_cast<const __half*>(nullptr));
+        case ScalarType::bfloat16:
+            return std::forward<Function>(function)(static_cast<const __nv_bfloat16*>(nullptr));
+        case ScalarType::float32:
+            break;
+    }
+    return std::forward<Function>(function)(static_cast<const float*>(nullptr));
+}
+
+}  // namespace mednext_ops::cuda

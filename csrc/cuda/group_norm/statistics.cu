@@ -1,0 +1,211 @@
+// Two layouts, one scheme: a thread takes kPerThread values at a time into registers, their exact two-pass moments are
+// merged into its running ones, then the threads of a block merge theirs.
+#include <climits>
+#include <cstdint>
+
+#include "../common/moments.cuh"
+#include "../common/scalar_types.cuh"
+#include "statistics.h"
+
+namespace mednext_ops::cuda::group_norm {
+namespace {
+
+using BlockMoments = Moments<float>;
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpSize;
+
+// 16 loads in flight a thread; the division of a merge is shared by 16 values.
+constexpr int kPerThread = 16;
+
+// Contiguous: elements of one run that a block reads. 8 rounds: the block's own merge costs a few percent of them, and
+// a 128^3 channel still makes 64 blocks.
+constexpr std::int64_t kBlockElements = 8LL * kThreads * kPerThread;
+
+// Channels-last: a block is a tile of voxels x channels, its warps are rows of 32 adjacent channels.
+constexpr int kTileChannels = kWarpSize;
+constexpr std::int64_t kTileVoxels = 8LL * kWarps * kPerThread;
+
+constexpr int kFinalizeThreads = 128;
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+    return (a + b - 1) / b;
+}
+
+// How a problem is cut. Moments in the workspace are [N, G, moments_per_group].
+struct Plan {
+    std::int64_t groups;             // N * G
+    std::int64_t run_length;         // contiguous: (C / G) * V elements of a group lie side by side
+    std::int64_t tiles;              // contiguous: blocks a run; channels-last: tiles of voxels
+    std::int64_t channel_tiles;      // channels-last only
+    std::int64_t moments_per_group;  // contiguous: tiles; channels-last: [C / G, tiles]
+    std::int64_t blocks;
+
+    explicit Plan(const StatisticsProblem& p)
+        : groups(p.batch * p.num_groups), run_length(p.channels / p.num_groups * p.voxels) {
+        tiles = p.channels_last ? ceil_div(p.voxels, kTileVoxels) : ceil_div(run_length, kBlockElements);
+        channel_tiles = ceil_div(p.channels, kTileChannels);
+        moments_per_group = p.channels_last ? p.channels / p.num_groups * tiles : tiles;
+        blocks = p.channels_last ? p.batch * tiles * channel_tiles : groups * tiles;
+    }
+};
+
+// ---- contiguous
+// ------------------------------------------------------------------------------------------------------
+//
+//   run:     |<------------------------ (C / G) * V elements ------------------------>|
+//   blocks:  |  kBlockElements  |  kBlockElements  |  kBlockElements  |     rest      |
+//   round:   vector j of thread t starts at ((j * kThreads) + t) * Width: neighbours read neighbours
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(kThreads) contiguous_moments(const T* __restrict__ input, std::int64_t run_length,
+                                                               std::int64_t tiles, BlockMoments* __restrict__ moments) {
+    constexpr int kVectors = kPerThread / Width;
+    const std::int64_t run = blockIdx.x / tiles;
+    const std::int64_t begin = blockIdx.x % tiles * kBlockElements;
+    const std::int64_t end = begin + kBlockElements < run_length ? begin + kBlockElements : run_length;
+    const T* __restrict__ values = input + run * run_length;
+
+    BlockMoments mine{0.0f, 0.0f, 0.0f};
+    for (std::int64_t round = begin; round < end; round += kThreads * kPerThread) {
+        float loaded[kPerThread];
+        int count = 0;  // valid ones come first, since a thread's later vectors lie further on
+#pragma unroll
+        for (int j = 0; j < kVectors; ++j) {
+            const std::int64_t at = round + (j * kThreads + static_cast<int>(threadIdx.x)) * Width;
+            const bool valid = at < end;  // Width divides the run's length: a vector is inside or outside as a whole
+            Vector<T, Width> vector{};
+            if (valid) vector = *reinterpret_cast<const Vector<T, Width>*>(values + at);
+#pragma unroll
+            for (int i = 0; i < Width; ++i) loaded[j * Width + i] = to_float(vector.element[i]);
+            count += valid ? Width : 0;
+        }
+        mine = merge(mine, moments_of(loaded, count));
+    }
+
+    __shared__ BlockMoments of_warp[kWarps];
+    mine = merge_warp(mine);
+    if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = mine;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int warp = 1; warp < kWarps; ++warp) mine = merge(mine, of_warp[warp]);
+        moments[blockIdx.x] = mine;
+    }
+}
+
+// ---- channels-last
+// ---------------------------------------------------------------------------------------------------
+//
+//   a block:  kTileVoxels voxels x 32 channels; lane = channel, warp w takes voxels w, w + kWarps, ...
+//   the warps' moments of a channel are merged by the lane of warp 0 that owns it
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    channels_last_moments(const T* __restrict__ input, std::int64_t channels, std::int64_t voxels, std::int64_t tiles,
+                          std::int64_t channel_tiles, BlockMoments* __restrict__ moments) {
+    const int lane = threadIdx.x % kWarpSize;
+    const int warp = threadIdx.x / kWarpSize;
+    const std::int64_t channel = blockIdx.x % channel_tiles * kTileChannels + lane;
+    const std::int64_t tile = blockIdx.x / channel_tiles % tiles;
+    const std::int64_t sample = blockIdx.x / channel_tiles / tiles;
+    const std::int64_t begin = tile * kTileVoxels;
+    const std::int64_t end = begin + kTileVoxels < voxels ? begin + kTileVoxels : voxels;
+    const T* __restrict__ values = input + sample * voxels * channels + channel;
+
+    BlockMoments mine{0.0f, 0.0f, 0.0f};
+    for (std::int64_t round = begin + warp; round < end; round += kWarps * kPerThread) {
+        float loaded[kPerThread];
+        int count = 0;
+#pragma unroll
+        for (int i = 0; i < kPerThread; ++i) {
+            const std::int64_t voxel = round + i * kWarps;
+            const bool valid = voxel < end && channel < channels;
+            loaded[i] = valid ? to_float(values[voxel * channels]) : 0.0f;
+            count += valid ? 1 : 0;
+        }
+        mine = merge(mine, moments_of(loaded, count));
+    }
+
+    __shared__ BlockMoments of_warp[kWarps][kWarpSize];
+    of_warp[warp][lane] = mine;
+    __syncthreads();
+    if (warp == 0 && channel < channels) {
+        for (int other = 1; other < kWarps; ++other) mine = merge(mine, of_warp[other][lane]);
+        moments[(sample * channels + channel) * tiles + tile] = mine;
+    }
+}
+
+// ---- finalize
+// --------------------------------------------------------------------------------------------------------
+//
+//   one warp a group; lane l merges moments l, l + 32, ... and the lanes theirs, in double: a group may have 2^31
+//   elements
+
+__device__ inline Moments<double> widen(const BlockMoments& m) {
+    return {m.count, m.mean, m.sum_squared_deviations};
+}
+
+__global__ void __launch_bounds__(kFinalizeThreads)
+    finalize(const BlockMoments* __restrict__ moments, std::int64_t groups, std::int64_t moments_per_group, double eps,
+             float* __restrict__ mean, float* __restrict__ rstd) {
+    const int lane = threadIdx.x % kWarpSize;
+    const std::int64_t group = (static_cast<std::int64_t>(blockIdx.x) * kFinalizeThreads + threadIdx.x) / kWarpSize;
+    if (group >= groups) return;  // whole warps
+
+    Moments<double> all{0.0, 0.0, 0.0};
+    for (std::int64_t i = lane; i < moments_per_group; i += kWarpSize) {
+        all = merge(all, widen(moments[group * moments_per_group + i]));
+    }
+    all = merge_warp(all);
+    if (lane == 0) {
+        const double nan = __longlong_as_double(0x7ff8000000000000LL);
+        const double variance = all.count > 0.0 ? all.sum_squared_deviations / all.count : nan;
+        mean[group] = static_cast<float>(all.count > 0.0 ? all.mean : nan);
+        rstd[group] = static_cast<float>(1.0 / sqrt(variance + eps));
+    }
+}
+
+// ---- launch
+// ----------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void launch_moments(const StatisticsProblem& p, const Plan& plan, BlockMoments* moments, cudaStream_t stream) {
+    constexpr int kWidth = 16 / sizeof(T);  // one 128-bit load
+    const T* input = static_cast<const T*>(p.input);
+    const auto blocks = static_cast<unsigned>(plan.blocks);
+    const bool aligned = reinterpret_cast<std::uintptr_t>(input) % 16 == 0 && plan.run_length % kWidth == 0;
+    if (p.channels_last) {
+        channels_last_moments<T>
+            <<<blocks, kThreads, 0, stream>>>(input, p.channels, p.voxels, plan.tiles, plan.channel_tiles, moments);
+    } else if (aligned) {
+        contiguous_moments<T, kWidth><<<blocks, kThreads, 0, stream>>>(input, plan.run_length, plan.tiles, moments);
+    } else {
+        contiguous_moments<T, 1><<<blocks, kThreads, 0, stream>>>(input, plan.run_length, plan.tiles, moments);
+    }
+}
+
+}  // namespace
+
+std::int64_t statistics_workspace_bytes(const StatisticsProblem& p) {
+    const Plan plan(p);
+    return plan.groups * plan.moments_per_group * static_cast<std::int64_t>(sizeof(BlockMoments));
+}
+
+cudaError_t launch_statistics(const StatisticsProblem& p, void* workspace, float* mean, float* rstd,
+                              cudaStream_t stream) {
+    const Plan plan(p);
+    const std::int64_t finalize_blocks = ceil_div(plan.groups * kWarpSize, kFinalizeThreads);
+    if (plan.groups == 0) return cudaSuccess;
+    if (plan.blocks > INT_MAX || finalize_blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+
+    auto* moments = static_cast<BlockMoments*>(workspace);
+    if (plan.blocks > 0) {
+        with_scalar_type(p.type, [&]<typename T>(const T*) { launch_moments<T>(p, plan, moments, stream); });
+        if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    }
+    finalize<<<static_cast<unsigned>(finalize_blocks), kFinalizeThreads, 0, stream>>>(
+        moments, plan.groups, plan.moments_per_group, p.eps, mean, rstd);
+    return cudaGetLastError();
+}
+
+}  // namespace mednext_ops::cuda::group_norm

@@ -1,0 +1,188 @@
+"""The compiled libraries: finds them, loads those that this torch can take, remembers why the others are not there.
+
+Importing this never raises and never initialises CUDA. The operators that the libraries implement are declared here,
+in the namespace ``mednext_ops_native``; only the modules of :mod:`mednext_ops.backends` call them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = [
+    "MINIMUM_TORCH",
+    "NAMESPACE",
+    "REINSTALL",
+    "LibraryState",
+    "build_information",
+    "compiled_facts",
+    "covers",
+    "cuda_runtime_problem",
+    "libraries",
+    "missing_part",
+]
+
+NAMESPACE = "mednext_ops_native"
+
+#: The oldest torch whose stable ABI the libraries use.
+MINIMUM_TORCH = (2, 10)
+
+#: How to build anew: pip keeps the wheel that it built when something was missing.
+REINSTALL = "install mednext-ops again with pip install --force-reinstall --no-deps --no-cache-dir"
+
+SCHEMAS = ("group_norm_statistics(Tensor input, int num_groups, float eps) -> (Tensor mean, Tensor rstd)",)
+
+_FOLDER = Path(__file__).parent
+_INFORMATION_FILE = _FOLDER / "_build_info.json"
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+for _schema in SCHEMAS:
+    _library.define(_schema)
+
+
+@dataclass(frozen=True)
+class LibraryState:
+    """Whether a compiled library is in use and, if it is not, why and what to do about it."""
+
+    file: str
+    loaded: bool
+    reason: str | None = None
+    mend: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """The reason and the mend as one sentence; None for a loaded library."""
+        if self.loaded:
+            return None
+        return f"{self.reason}; {self.mend}" if self.mend else self.reason
+
+
+@functools.cache
+def build_information() -> dict[str, Any]:
+    """What the install recorded about its native build; without one, a record that says so."""
+    try:
+        information = json.loads(_INFORMATION_FILE.read_text())
+    except FileNotFoundError:
+        return _no_information("this copy of mednext_ops was not installed, so nothing was built", "pip install -e .")
+    except (OSError, ValueError) as error:
+        return _no_information(f"{_INFORMATION_FILE.name} cannot be read: {error}", REINSTALL)
+    if not isinstance(information, dict) or not isinstance(information.get("parts"), dict):
+        return _no_information(f"{_INFORMATION_FILE.name} is not a record of a build", REINSTALL)
+    return information
+
+
+def _no_information(reason: str, mend: str) -> dict[str, Any]:
+    record = {"built": False, "reason": reason, "mend": mend}
+    return {"parts": {part: dict(record) for part in ("cpu", "cuda", "information")}}
+
+
+def missing_part(part: str) -> LibraryState | None:
+    """Why ``part`` ("cpu", "cuda" or "information") is not among the installed files; None if it is."""
+    record = build_information()["parts"].get(part, {})
+    file = record.get("file", f"libmednext_ops_{part}.so")
+    if not record.get("built", False):
+        reason = record.get("reason", "the build left no word of it")
+        return LibraryState(file, False, f"it was not built: {reason}", record.get("mend", REINSTALL))
+    if not (_FOLDER / file).is_file():
+        return LibraryState(file, False, f"it was built, but {file} is gone from {_FOLDER}", REINSTALL)
+    return None
+
+
+def _torch_lacks() -> tuple[str, str] | None:
+    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if version is not None and (int(version[1]), int(version[2])) < MINIMUM_TORCH:
+        wanted = ".".join(map(str, MINIMUM_TORCH))
+        return f"it needs torch {wanted}, this is torch {torch.__version__}", f"pip install 'torch>={wanted}'"
+    return None
+
+
+def _torch_lacks_cuda() -> tuple[str, str] | None:
+    if torch.version.cuda is None:
+        kind = f"ROCm {torch.version.hip}" if torch.version.hip else "without CUDA"
+        return (
+            f"it was built, but this torch ({torch.__version__}) is {kind}",
+            "install a torch with CUDA (pytorch.org, Get Started); mednext-ops itself need not be built again",
+        )
+    return _torch_lacks()
+
+
+def _load(part: str, torch_lacks: Callable[[], tuple[str, str] | None]) -> LibraryState:
+    missing = missing_part(part)
+    if missing is not None:
+        return missing
+    file = build_information()["parts"][part]["file"]
+    lack = torch_lacks()
+    if lack is not None:
+        return LibraryState(file, False, *lack)
+    try:
+        torch.ops.load_library(str(_FOLDER / file))
+    except Exception as error:  # whatever the loader raises: it is shown, and another backend serves
+        built_for = build_information().get("torch")
+        return LibraryState(
+            file,
+            False,
+            f"it was built against torch {built_for} and does not load in torch {torch.__version__}: {error}",
+            REINSTALL,
+        )
+    return LibraryState(file, True)
+
+
+_states = {"cpu": _load("cpu", _torch_lacks), "cuda": _load("cuda", _torch_lacks_cuda)}
+
+
+def libraries() -> dict[str, LibraryState]:
+    """The state of each library, by the name of the backend that it serves."""
+    return dict(_states)
+
+
+def cuda_runtime_problem() -> str | None:
+    """Why the loaded CUDA library cannot use this machine's driver; None if it can. Initialises no device."""
+    library = ctypes.CDLL(str(_FOLDER / _states["cuda"].file))
+    runtime, driver = ctypes.c_int(0), ctypes.c_int(0)
+    library.mednext_ops_cuda_versions(ctypes.byref(runtime), ctypes.byref(driver))
+    if driver.value == 0:
+        return "no NVIDIA driver answers; install one (nvidia-smi must list the GPU)"
+    if driver.value // 1000 < runtime.value // 1000:
+        have, need = (f"{v // 1000}.{v % 1000 // 10}" for v in (driver.value, runtime.value))
+        return (
+            f"it was built with CUDA {need}, and the driver serves CUDA up to {have}; update the driver, or put a "
+            f"CUDA {driver.value // 1000} toolkit on PATH and {REINSTALL}"
+        )
+    return None
+
+
+def covers(architectures: list[str], capability: tuple[int, int]) -> bool:
+    """Whether code for ``architectures`` ("86", "90a", "120+PTX") runs on a GPU of that compute capability."""
+    major, minor = capability
+    for name in architectures:
+        match = re.fullmatch(r"(\d+)(\d)([af]?)(\+PTX)?", name)
+        if match is None:
+            continue
+        built = int(match[1]), int(match[2])
+        if built == (major, minor):
+            return True
+        same_family = built[0] == major and built[1] <= minor
+        if same_family and match[3] != "a":
+            return True
+        if match[4] and not match[3] and built <= (major, minor):
+            return True
+    return False
+
+
+def compiled_facts() -> dict[str, str]:
+    """What the build-information module says of its own compilation; empty where it was not built or does not load."""
+    if missing_part("information") is not None:
+        return {}
+    try:
+        return dict(importlib.import_module("mednext_ops._build_information").build_information())
+    except ImportError:
+        return {}
