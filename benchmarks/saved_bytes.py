@@ -3,12 +3,17 @@
 Under autocast to bfloat16 with deep supervision; the slope between two cubes, so that weights cancel. Sizes come from
 autograd itself, on tensors without data, so a laptop measures the largest network in seconds:
 
-    python benchmarks/saved_bytes.py --kernel-size 5
+    python benchmarks/saved_bytes.py --kernel-size 5 --output saved-bytes.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,6 +22,7 @@ from mednext import create_mednext
 from mednext.eager import EagerMedNeXt
 from mednext.memory import saved_bytes_per_voxel
 from mednext.variants import VARIANTS
+from mednext_ops import info
 
 OURS: dict[str, dict[str, Any]] = {
     "mednext": {},
@@ -52,18 +58,40 @@ def rows(kernel_size: int, extents: tuple[int, int]) -> list[tuple[str, str, flo
     return measured
 
 
+def provenance() -> dict[str, Any]:
+    """What a row was measured with: command, versions, commit of the source."""
+    revision = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    described = subprocess.run(revision, capture_output=True, text=True, check=False)
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "git": described.stdout.strip() or None,
+        "versions": info.collect()["versions"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel-size", type=int, default=3, choices=(3, 5, 7), help="of the depthwise convolutions")
     parser.add_argument(
         "--extents", type=int, nargs=2, default=(32, 64), metavar=("SMALL", "LARGE"), help="edges in voxels"
     )
+    parser.add_argument("--output", type=Path, help="write the rows as JSON into this file as well")
     arguments = parser.parse_args()
     if any(extent % 16 for extent in arguments.extents) or not 0 < arguments.extents[0] < arguments.extents[1]:
         parser.error(f"--extents must be two increasing multiples of 16, got {arguments.extents}")
     print(f"{'variant':<9} {'implementation':<18} {'bytes/voxel':>11} {'GiB at 128^3':>13}")
-    for variant, name, value in rows(arguments.kernel_size, tuple(arguments.extents)):
+    measured = rows(arguments.kernel_size, tuple(arguments.extents))
+    for variant, name, value in measured:
         print(f"{variant:<9} {name:<18} {value:>11.0f} {value * PATCH_GIB:>13.2f}")
+    if arguments.output is not None:
+        keys = ("variant", "implementation", "bytes_per_voxel")
+        content = {
+            **provenance(),
+            "kernel_size": arguments.kernel_size,
+            "extents": arguments.extents,
+            "rows": [dict(zip(keys, row, strict=True)) for row in measured],
+        }
+        arguments.output.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
