@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod, sqrt
 from pathlib import Path
@@ -69,6 +69,15 @@ class Golden:
             (y * torch.from_numpy(rng.standard_normal(tuple(y.shape)))).sum() / sqrt(y.numel()) for y in outputs
         ]
         return torch.stack(weighted).sum()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These networks are tiny: threads would only wait for each other, and for those of the other test processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["k3", "k5"])

@@ -10,7 +10,7 @@ from mednext.eager import EagerMedNeXt
 
 
 def image(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def train_step(module, forward, x):
@@ -26,7 +26,7 @@ def assert_same_gradients(module, forward, x):
     scale = max(grad.abs().max().item() for grad in expected.values())
     for name, grad in expected.items():
         torch.testing.assert_close(
-            compiled[name], grad, rtol=1e-3, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+            compiled[name], grad, rtol=1e-8, atol=1e-10 * scale, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -36,20 +36,20 @@ def assert_same_gradients(module, forward, x):
 @pytest.mark.parametrize("block_type", [MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock])
 def test_a_block_compiles_without_a_graph_break(block_type, options):
     torch._dynamo.reset()
-    block = block_type(2, 2, 2, 3, True, **options)
+    block = block_type(2, 2, 2, 3, True, **options).double()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     assert_same_gradients(block, compiled, image(2, 2, *[4] * (2 if options.get("dim") == "2d" else 3)))
 
 
 def test_the_whole_network_compiles_without_a_graph_break(tiny):
     torch._dynamo.reset()
-    network = MedNeXt(**tiny | {"block_counts": [1] * 9}, deep_supervision=True)
+    network = MedNeXt(**tiny | {"block_counts": [1] * 9}, deep_supervision=True).double()
     assert_same_gradients(network, torch.compile(network, fullgraph=True), image(1, 1, 16, 16, 32))
 
 
 def test_a_compiled_network_switches_deep_supervision(tiny):
     torch._dynamo.reset()
-    network = MedNeXt(**tiny, deep_supervision=True)
+    network = MedNeXt(**tiny, deep_supervision=True).double()
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     x = image(1, 1, 16, 16, 16)
     assert len(compiled(x)) == 5
@@ -61,27 +61,27 @@ def test_a_compiled_network_switches_deep_supervision(tiny):
 
 def test_an_accelerated_network_compiles_without_a_graph_break(tiny):
     torch._dynamo.reset()
-    network = accelerate(EagerMedNeXt(**tiny))
+    network = accelerate(EagerMedNeXt(**tiny)).double()
     x = image(1, 1, 16, 16, 32)
     compiled = torch.compile(network, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled(x), network(x), rtol=1e-9, atol=1e-9)
 
 
 def test_export_gives_the_same_output(tiny):
-    network = MedNeXt(**tiny).eval()
+    network = MedNeXt(**tiny).double().eval()
     x = image(2, 1, 16, 16, 32)
     with torch.no_grad():
         program = torch.export.export(network, (x,), strict=True)
-        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-9, atol=1e-9)
 
 
 def test_export_with_any_batch_and_any_divisible_extent(tiny):
     """Above one total stride: export tells a bottleneck of a single plane from all others."""
-    network = MedNeXt(**tiny).eval()
+    network = MedNeXt(**tiny).double().eval()
     shapes = {0: torch.export.Dim("batch", min=1, max=8)}
     shapes |= {axis: 16 * torch.export.Dim(f"n{axis}", min=2, max=32) for axis in (2, 3, 4)}
     with torch.no_grad():
         program = torch.export.export(network, (image(2, 1, 32, 48, 64),), dynamic_shapes=(shapes,))
         for shape in ((1, 1, 32, 32, 48), (3, 1, 48, 32, 32)):
             x = image(*shape)
-            torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(program.module()(x), network(x), rtol=1e-9, atol=1e-9)
