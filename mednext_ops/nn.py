@@ -106,19 +106,12 @@ class DepthwiseConvTranspose3d(torch.nn.ConvTranspose3d):
         )
 
     def forward(self, input: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-        output_padding = self.output_padding
+        output_padding: Any = self.output_padding
         if output_size is not None:
-            output_padding = self._output_padding(
-                input, output_size, self.stride, self.padding, self.kernel_size, 3, self.dilation
-            )  # type: ignore[arg-type]
-        return depthwise_conv_transpose3d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            output_padding,  # type: ignore[arg-type]
-        )
+            geometry: tuple[Any, ...] = (self.stride, self.padding, self.kernel_size, 3, self.dilation)
+            output_padding = self._output_padding(input, output_size, *geometry)
+        padding: Any = self.padding
+        return depthwise_conv_transpose3d(input, self.weight, self.bias, self.stride, padding, output_padding)
 
 
 class DepthwiseConvNormAct3d(torch.nn.Module):

@@ -48,7 +48,7 @@ class ConvGeometry:
 
 
 class GroupNormGradient(NamedTuple):
-    """The gradient of a normalised convolution's output, not yet written out: ``scale * grad + slope * output + offset``.
+    """Gradient of a normalised convolution's output, not yet written out: ``scale * grad + slope * output + offset``.
 
     ``grad`` is the gradient of the normalised tensor, ``output`` the convolution's own output (both [N, C, D, H, W]);
     ``scale``, ``slope`` and ``offset`` are [N, C] in the accumulation dtype. A backend applies it while it loads.

@@ -13,7 +13,7 @@ import torch
 from mednext_ops import backends
 from mednext_ops.backends import ConvGeometry
 from mednext_ops.formulas import accumulation_dtype
-from mednext_ops.ops.library import define_op, differentiate, empty_like_format, problem_of
+from mednext_ops.ops.library import define_op, differentiate, empty_like_format, given, problem_of
 
 __all__ = ["channel_sum", "convolve", "convolve_backward", "define_convolution"]
 
@@ -83,14 +83,14 @@ def define_convolution(name: str, transposed: bool) -> Any:
     def backward_data(grad_output: Any, weight: Any, input_size: Any, *geometry: Any) -> torch.Tensor:
         shape = (*grad_output.shape[:2], *input_size)
         like = empty_like_format(grad_output, shape)  # its values are not read
-        return convolve_backward(grad_output, like, weight, geometry_of(weight.shape, *geometry), True, False)[0]
+        return given(convolve_backward(grad_output, like, weight, geometry_of(weight.shape, *geometry), True, False)[0])
 
     def backward_data_fake(grad_output: Any, weight: Any, input_size: Any, *geometry: Any) -> torch.Tensor:
         return empty_like_format(grad_output, (*grad_output.shape[:2], *input_size))
 
     def backward_weight(grad_output: Any, input: Any, kernel_size: Any, *geometry: Any) -> torch.Tensor:
         weight = input.new_empty((), dtype=accumulation_dtype(input.dtype)).expand(input.shape[1], 1, *kernel_size)
-        return convolve_backward(grad_output, input, weight, geometry_of(kernel_size, *geometry), False, True)[1]
+        return given(convolve_backward(grad_output, input, weight, geometry_of(kernel_size, *geometry), False, True)[1])
 
     def backward_weight_fake(grad_output: Any, input: Any, kernel_size: Any, *geometry: Any) -> torch.Tensor:
         return input.new_empty((input.shape[1], 1, *kernel_size), dtype=accumulation_dtype(input.dtype))

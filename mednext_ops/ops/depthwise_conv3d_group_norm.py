@@ -56,7 +56,8 @@ def convolve_with_statistics(
 
 
 def _geometry(weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int]) -> ConvGeometry:
-    return ConvGeometry(tuple(weight.shape[2:]), tuple(stride), tuple(padding))
+    (kd, kh, kw), (sd, sh, sw), (pd, ph, pw) = weight.shape[2:], stride, padding
+    return ConvGeometry((kd, kh, kw), (sd, sh, sw), (pd, ph, pw))
 
 
 def _forward(

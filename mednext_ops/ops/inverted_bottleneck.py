@@ -13,7 +13,14 @@ from mednext_ops import backends
 from mednext_ops.backends import InvertedBottleneckGradients, InvertedBottleneckNeeds
 from mednext_ops.formulas import group_norm_affine
 from mednext_ops.ops.arguments import autocast_to, check_input, check_parameter, pointwise_matrix
-from mednext_ops.ops.library import define_op, differentiate, empty_like_format, not_twice_differentiable, problem_of
+from mednext_ops.ops.library import (
+    define_op,
+    differentiate,
+    empty_like_format,
+    given,
+    not_twice_differentiable,
+    problem_of,
+)
 
 __all__ = ["bottleneck", "bottleneck_backward", "bottleneck_parameters", "inverted_bottleneck"]
 
@@ -127,10 +134,7 @@ def _backward_op(
         if gradient is not None and parameter is not None:
             results[slot] = gradient.to(parameter.dtype)
     wanted = _wanted(needs, expand_bias is not None, compress_bias is not None)
-    return [
-        result.contiguous() if want and slot else result if want else input.new_empty(0)
-        for slot, (result, want) in enumerate(zip(results, wanted, strict=True))
-    ]  # type: ignore[misc]
+    return [given(result) if want else input.new_empty(0) for result, want in zip(results, wanted, strict=True)]
 
 
 def _wanted(needs: InvertedBottleneckNeeds, expand_bias: bool, compress_bias: bool) -> list[bool]:

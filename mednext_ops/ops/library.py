@@ -15,7 +15,7 @@ import torch
 from mednext_ops.backends import Problem, memory_format_of
 from mednext_ops.backends.problem import ConvGeometry
 
-__all__ = ["define_op", "differentiate", "empty_like_format", "not_twice_differentiable", "problem_of"]
+__all__ = ["define_op", "differentiate", "empty_like_format", "given", "not_twice_differentiable", "problem_of"]
 
 _library = torch.library.Library("mednext_ops", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -67,6 +67,12 @@ def problem_of(op: str, input: torch.Tensor, **details: Any) -> Problem:
         channels_last=memory_format_of(input) == torch.channels_last_3d,
         **(details | {"geometry": geometry}),
     )
+
+
+def given(tensor: torch.Tensor | None) -> torch.Tensor:
+    """A tensor that must be there: what was asked for was computed, and what was checked was passed."""
+    assert tensor is not None
+    return tensor
 
 
 def empty_like_format(input: torch.Tensor, shape: tuple[Any, ...], dtype: torch.dtype | None = None) -> torch.Tensor:

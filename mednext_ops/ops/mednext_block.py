@@ -26,7 +26,7 @@ from mednext_ops.ops.convolution import convolve, convolve_backward
 from mednext_ops.ops.depthwise_conv3d import convolution_geometry
 from mednext_ops.ops.depthwise_conv3d_group_norm import bias_before_norm, convolve_with_statistics
 from mednext_ops.ops.inverted_bottleneck import bottleneck, bottleneck_backward, bottleneck_parameters
-from mednext_ops.ops.library import define_op, differentiate, empty_like_format, not_twice_differentiable
+from mednext_ops.ops.library import define_op, differentiate, empty_like_format, given, not_twice_differentiable
 
 __all__ = ["mednext_block"]
 
@@ -63,9 +63,9 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, form: str, conv_weight: torch.Tensor, stride: Sequence[int]) -> _Layout:
-        kernel = tuple(conv_weight.shape[2:])
-        padding = tuple(k // 2 for k in kernel)
-        return cls(form, ConvGeometry(kernel, tuple(stride), padding, transposed=form == "up"))  # type: ignore[arg-type]
+        (d, h, w), (sd, sh, sw) = conv_weight.shape[2:], stride
+        padding = (d // 2, h // 2, w // 2)
+        return cls(form, ConvGeometry((d, h, w), (sd, sh, sw), padding, transposed=form == "up"))
 
     def front(self) -> tuple[int, int, int]:
         """Zero planes in front of each axis: an up block's transposed convolution lacks one where it doubles."""
@@ -98,7 +98,7 @@ def _forward(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.
     if residual and form == "regular":
         added = input
     elif residual and form == "down":
-        added = pointwise(p.residual_weight, layout.strided(input))
+        added = pointwise(given(p.residual_weight), layout.strided(input))
     # The residual's bias reaches every voxel, as the compression's does.
     bias = p.compress_bias
     if p.residual_bias is not None:
@@ -108,7 +108,7 @@ def _forward(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.
         p.grn, added,
     )  # fmt: skip
     if residual and form == "up":
-        layout.strided(output).add_(pointwise(p.residual_weight, input))
+        layout.strided(output).add_(pointwise(given(p.residual_weight), input))
     if any(layout.front()):
         d, h, w = layout.front()
         output = F.pad(output, (w, 0, h, 0, d, 0)).contiguous(memory_format=memory_format_of(input))
@@ -165,7 +165,13 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
         }
     if below_norm:
         gradient = group_norm_gradient(
-            inner.grad, convolved, mean, rstd, p.norm_weight, inner.grad_sum, inner.grad_dot_normalized
+            given(inner.grad),
+            convolved,
+            mean,
+            rstd,
+            p.norm_weight,
+            given(inner.grad_sum),
+            given(inner.grad_dot_normalized),
         )
         if needs_of["conv_bias"]:
             # With a group a channel the bias cancels; else its gradient is the sum of an affine map.
@@ -173,28 +179,27 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
             found["conv_bias"] = torch.zeros_like(p.norm_bias)
             if mean.shape[1] != input.shape[1]:
                 sums = convolved.sum((2, 3, 4), dtype=mean.dtype)
-                terms = gradient.scale * inner.grad_sum + gradient.slope * sums + gradient.offset * voxels
+                terms = gradient.scale * given(inner.grad_sum) + gradient.slope * sums + gradient.offset * voxels
                 found["conv_bias"] = terms.sum(0)
         add = grad_output if residual and form == "regular" else None
         if residual and form == "up" and needs_of["input"]:
-            add = pointwise(p.residual_weight.t(), layout.strided(grad_output))
+            add = pointwise(given(p.residual_weight).t(), layout.strided(grad_output))
         if needs_of["input"] or needs_of["conv_weight"]:
             found["input"], found["conv_weight"] = convolve_backward(
                 gradient, input, p.conv_weight, layout.geometry, needs_of["input"], needs_of["conv_weight"], add
             )
         if residual and form == "down" and needs_of["input"]:
-            layout.strided(found["input"]).add_(pointwise(p.residual_weight.t(), grad_output))
+            layout.strided(given(found["input"])).add_(pointwise(given(p.residual_weight).t(), grad_output))
     if needs_of["residual_weight"]:
         pair = (layout.strided(grad_output), input) if form == "up" else (grad_output, layout.strided(input))
         found["residual_weight"] = pointwise_weight_gradient(*pair).sum(0)
     return [
-        _as(found[name], like) if needed else input.new_empty(0)
+        _as(given(found[name]), like) if needed else input.new_empty(0)
         for (name, needed), like in zip(needs_of.items(), (input, *p), strict=True)
     ]
 
 
-def _as(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    assert gradient is not None
+def _as(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return gradient.to(like.dtype).contiguous(memory_format=memory_format_of(like))
 
 

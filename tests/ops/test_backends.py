@@ -26,7 +26,7 @@ def test_reference_is_always_available():
 @pytest.mark.parametrize("name", backends.backend_names())
 def test_every_backend_explains_itself(name):
     module = backends._module(name)
-    assert module.NAME == name
+    assert name == module.NAME
     reason = module.unavailable()
     assert reason is None or len(reason) > 20
     unknown = Problem("no_such_op", "cpu", torch.float32)
@@ -39,19 +39,24 @@ def test_a_backend_can_be_forced_for_a_while(x):
     with ops.use_backend("reference"):
         assert backends.choose(problem).NAME == "reference"
         mean, _ = ops.group_norm_statistics(x)
-    assert backends.choose(problem).NAME == before
+    assert before == backends.choose(problem).NAME
     assert torch.allclose(mean, x.mean((2, 3, 4)), atol=1e-6)
 
 
 def test_forcing_nests_and_survives_an_error(x):
     problem = problem_of("group_norm_statistics", x, num_groups=3)
     before = backends.choose(problem).NAME
-    with pytest.raises(KeyError), ops.use_backend("reference"):
-        with ops.use_backend(*ops.available_backends()):
-            pass
-        assert backends.choose(problem).NAME == "reference"
-        raise KeyError
-    assert backends.choose(problem).NAME == before
+
+    def fail():
+        with ops.use_backend("reference"):
+            with ops.use_backend(*ops.available_backends()):
+                pass
+            assert backends.choose(problem).NAME == "reference"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert before == backends.choose(problem).NAME
 
 
 def test_the_environment_variable_forces_too(x, monkeypatch):

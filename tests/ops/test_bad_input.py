@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mednext_ops as ops
+
 from .eager import Block
 
 X = torch.randn(1, 4, 5, 5, 5)

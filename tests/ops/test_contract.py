@@ -9,6 +9,7 @@ import torch
 from torch.library import opcheck
 
 import mednext_ops as ops
+
 from .eager import Block, relative_error
 
 C, R = 4, 8

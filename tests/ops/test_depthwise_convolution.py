@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import mednext_ops as ops
+
 from .eager import assert_within_twice, relative_error
 
 KERNELS = [(1, 1, 1), (3, 3, 3), (5, 5, 5), (7, 7, 7), (1, 3, 3), (3, 5, 7)]

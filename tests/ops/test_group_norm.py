@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import mednext_ops as ops
+
 from .eager import relative_error
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import mednext_ops as ops
+
 from .eager import Block, assert_within_twice, grn, relative_error
 
 FORMS = [("regular", (1, 1, 1)), ("down", (2, 2, 2)), ("down", (1, 2, 2)), ("up", (2, 2, 2)), ("up", (1, 2, 2))]
@@ -203,7 +204,8 @@ def test_frozen_parameters_get_no_gradient_and_the_others_the_same():
     block = Block.random("down", with_grn=True)
     names = list(block.tensors())
     grad = torch.randn(2, 8, 3, 3, 4, dtype=torch.float64)
-    full = dict(zip(names, torch.autograd.grad(block.ours("down", (2, 2, 2), 4), block.tensors().values(), grad)))
+    gradients = torch.autograd.grad(block.ours("down", (2, 2, 2), 4), list(block.tensors().values()), grad)
+    full = dict(zip(names, gradients, strict=True))
     singles = [{name} for name in names]
     pairs = [set(pair) for pair in itertools.combinations(names[::3], 2)]
     for wanted in singles + pairs:

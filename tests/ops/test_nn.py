@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mednext_ops as ops
+
 from .eager import relative_error
 
 

@@ -20,7 +20,7 @@ __all__ = ["depthwise_conv3d", "depthwise_conv3d_backward", "written_out"]
 def depthwise_conv3d(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry
 ) -> torch.Tensor:
-    """input [N, C, D, H, W], weight [C, 1, kd, kh, kw], bias [C] -> [N, C, D', H', W'] in the input's dtype and format."""
+    """input [N, C, D, H, W], weight [C, 1, kd, kh, kw], bias [C] -> [N, C, D', H', W'], dtype and format kept."""
     x = _operand(input)
     w = weight.to(x.dtype)
     b = None if bias is None else bias.to(x.dtype)
@@ -82,7 +82,8 @@ def _operand(tensor: torch.Tensor) -> torch.Tensor:
 def _backward_data(
     grad: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, geometry: ConvGeometry
 ) -> torch.Tensor:
-    mirrored = tuple(d * (k - 1) - p for d, k, p in zip(geometry.dilation, geometry.kernel_size, geometry.padding))
+    g = geometry
+    mirrored = tuple(d * (k - 1) - p for d, k, p in zip(g.dilation, g.kernel_size, g.padding, strict=True))
     if grad.device.type == "cpu" and not geometry.transposed and set(geometry.stride) == {1} and min(mirrored) >= 0:
         # At stride 1 it is a convolution with the mirrored kernel, which runs at the speed of a forward pass.
         return F.conv3d(grad, weight.flip(2, 3, 4), None, 1, mirrored, geometry.dilation, weight.shape[0])
@@ -105,13 +106,15 @@ def _backward_weight(
     padded = F.pad(input.to(dtype), (w, w, h, h, d, d)).contiguous()
     product = torch.empty_like(grad)
     result = weight.new_empty(weight.shape, dtype=dtype)
-    for tap in itertools.product(*map(range, geometry.kernel_size)):
-        window = tuple(
+    for kd, kh, kw in itertools.product(*map(range, geometry.kernel_size)):
+        window = [slice(None), slice(None)] + [
             slice(t * dilation, t * dilation + (extent - 1) * stride + 1, stride)
-            for t, dilation, extent, stride in zip(tap, geometry.dilation, grad.shape[2:], geometry.stride, strict=True)
-        )
-        torch.mul(padded[:, :, *window], grad, out=product)
-        result[:, 0, *tap] = product.sum((0, 2, 3, 4))
+            for t, dilation, extent, stride in zip(
+                (kd, kh, kw), geometry.dilation, grad.shape[2:], geometry.stride, strict=True
+            )
+        ]
+        torch.mul(padded[tuple(window)], grad, out=product)
+        result[:, 0, kd, kh, kw] = product.sum((0, 2, 3, 4))
     return result
 
 
