@@ -87,7 +87,8 @@ def test_a_constant_channel_gives_the_norms_bias(device):
     w = torch.ones(2, 1, 1, 1, 1, device=device)
     gamma, beta = torch.ones(2, device=device), torch.tensor([0.5, -1.0], device=device)
     y = ops.depthwise_conv3d_group_norm(x, w, None, gamma, beta)
-    assert torch.equal(y[0, :, 0, 0, 0], beta)
+    # scale * 3 + (beta - 3 * scale) with scale = 1 / sqrt(eps): two roundings of 949.
+    assert (y[0] - beta[:, None, None, None]).abs().max() <= 2 * 949 * torch.finfo(torch.float32).eps
 
 
 def test_empty_batch(device):
