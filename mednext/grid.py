@@ -33,7 +33,8 @@ class Grid:
         """[classes, *box] on the network's grid to [classes, X, Y, Z] on the scan's. Outside the box is class 0."""
         whole = probabilities.new_zeros((probabilities.shape[0], *self.shape))
         whole[0] = 1
-        whole[(slice(None), *self.box)] = probabilities
+        inside = (slice(None), *self.box)
+        whole[inside] = probabilities
         resampled = resample(whole, self.ras_shape).cpu().numpy()
         back = orientations.ornt_transform(RAS, self.to_ras)
         return np.stack([orientations.apply_orientation(channel, back) for channel in resampled])
@@ -53,7 +54,8 @@ def prepare(scan: Scan, spacing: Sequence[float]) -> tuple[torch.Tensor, torch.T
     volume = resample(torch.from_numpy(np.ascontiguousarray(ras)), shape)
     box = bounding_box(volume.ne(0).any(0))
     volume, background = normalise(volume)
-    return volume[(slice(None), *box)], background, Grid(to_ras, ras.shape[1:], shape, box)
+    inside = (slice(None), *box)
+    return volume[inside], background, Grid(to_ras, ras.shape[1:], shape, box)
 
 
 def resample(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -7,8 +7,6 @@ of whoever made it.
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -51,6 +49,21 @@ def save_atomically(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(part, path)
 
 
+def load_content(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """What `save_atomically` wrote, tensors on `device`.
+
+    Raises:
+        ValueError: the file is something else, or damaged.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch's unpickler meets foreign bytes with exceptions of many kinds, IndexError too
+        raise ValueError(f"{path} cannot be read by torch.load") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dict")
+    return content
+
+
 def load_model(path: Path) -> tuple[MedNeXt, ModelCard]:
     """The network in `path`, in eval mode on the CPU, and its card.
 
@@ -60,10 +73,10 @@ def load_model(path: Path) -> tuple[MedNeXt, ModelCard]:
     if not path.is_file():
         raise InputError(f"there is no model file {path}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        content = load_content(path)
+    except ValueError as error:
         raise InputError(f"{path} is not a model that `mednext demo` wrote.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if content.get("format") != FORMAT:
         raise InputError(
             f"{path} is not a model that `mednext segment` can take: it lacks the network's constructor arguments "
             "(for bare weights, see mednext.load_checkpoint)."

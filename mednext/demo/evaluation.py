@@ -38,7 +38,8 @@ class HeldOutPatches:
         for centre in centres[random.choice(len(centres), count, replace=False)]:
             start = np.clip(centre - patch // 2, first, last)
             cube = tuple(slice(int(s), int(s) + patch) for s in start)
-            self.cubes.append((volume[(slice(None), *cube)][None], torch.from_numpy(brain.truth[cube])))
+            channels = (slice(None), *cube)
+            self.cubes.append((volume[channels][None], torch.from_numpy(brain.truth[cube])))
 
     @torch.inference_mode()
     def score(self, network: nn.Module) -> list[float]:

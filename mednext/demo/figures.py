@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 
 matplotlib.use("Agg")
 
@@ -19,6 +20,7 @@ from matplotlib.patches import Patch
 from mednext.demo.brain import FRONT, Brain
 from mednext.demo.settings import CLASSES
 from mednext.demo.training import Curves
+from mednext.grid import bounding_box
 
 TISSUE = ("#e69f00", "#0072b2")  # grey, white matter: told apart by colour-blind readers too
 WRONG = "#d55e00"
@@ -31,7 +33,8 @@ def draw_slices(path: Path, brain: Brain, prediction: np.ndarray, title: str) ->
     """Three planes by four columns; the planes cross the held-out hemisphere."""
     rows = [_plane(brain, prediction, axis, where) for axis, _, where in PLANES]
     heights = [row[0].shape[0] / row[0].shape[1] for row in rows]
-    figure, axes = plt.subplots(3, 4, figsize=(12, 3 * sum(heights) + 1.9), height_ratios=heights, layout="constrained")
+    size = (13, 3.1 * sum(heights) + 1.6)
+    figure, axes = plt.subplots(3, 4, figsize=size, height_ratios=heights, layout="constrained")
     for row, (axis, name, where) in enumerate(PLANES):
         scan, truth, labels, extent = rows[row]
         for column, ax in enumerate(axes[row]):
@@ -59,8 +62,12 @@ def draw_slices(path: Path, brain: Brain, prediction: np.ndarray, title: str) ->
 def _plane(brain: Brain, prediction: np.ndarray, axis: int, where: float) -> tuple[np.ndarray, ...]:
     index = int(np.abs(brain.millimetres(axis) - where).argmin())
     first, second = (brain.millimetres(other) for other in range(3) if other != axis)
+    inside = bounding_box(torch.from_numpy(brain.scan > 0))
+    margin = [slice(max(0, box.start - 4), box.stop + 10) for box in inside]
+    columns, rows = (box for other, box in enumerate(margin) if other != axis)
+    first, second = first[columns], second[rows]
     extent = np.array([first[0], first[-1], second[0], second[-1]])
-    scan, truth, labels = (np.take(array, index, axis).T for array in (brain.scan, brain.truth, prediction))
+    scan, truth, labels = (np.take(a, index, axis).T[rows, columns] for a in (brain.scan, brain.truth, prediction))
     return scan, truth, labels, extent
 
 

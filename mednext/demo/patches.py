@@ -16,7 +16,8 @@ class Patches:
 
     def __init__(self, volume: torch.Tensor, brain: Brain, patch: int, batch: int, seed: int) -> None:
         box = brain.training_box
-        self.volume = volume[(slice(None), *box)]  # [1, x, y, z], normalised
+        seen = (slice(None), *box)
+        self.volume = volume[seen]  # [1, x, y, z], normalised
         self.truth = torch.from_numpy(brain.truth[box])[None]
         self.patch, self.batch, self.seed = patch, batch, seed
         if any(n < patch for n in self.truth.shape[1:]):

@@ -104,6 +104,11 @@ class Demo:
             trainer.resume()
             self._train(name, trainer)
             save_model(self.folder.model(name), self.card(name), network)
+            loss, dice = trainer.curves.loss[-1], trainer.curves.held_out_dice[-1]
+            scores = ", ".join(f"{label} {value:.3f}" for label, value in zip(CLASSES[1:], dice, strict=True))
+            self.progress.console.print(
+                f"{name} trained: loss {loss:.3f}; Dice on held-out patches: {scores}", soft_wrap=True
+            )
             trained[name] = trainer
         return trained
 

@@ -21,7 +21,7 @@ from mednext.demo.evaluation import dice
 from mednext.demo.patches import Patches
 from mednext.demo.settings import CLASSES, Settings
 from mednext.errors import InputError
-from mednext.model_file import save_atomically
+from mednext.model_file import load_content, save_atomically
 
 WEIGHT_DECAY = 3e-5
 ADAM_EPS = 1e-4  # 1e-8 can give NaN in half precision
@@ -58,12 +58,12 @@ class Trainer:
         if not self.state.exists():
             return
         try:
-            kept = torch.load(self.state, map_location=self.device, weights_only=True)
+            kept = load_content(self.state, self.settings.device)
             self.network.load_state_dict(kept["network"])
             self.optimizer.load_state_dict(kept["optimizer"])
             self.curves = Curves(**kept["curves"])
             self.epochs_done = kept["epochs_done"]
-        except (RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.state} cannot be read, so this run cannot go on; pass --overwrite.") from error
 
     def train(
