@@ -72,7 +72,7 @@ def build_native(root: Path, build: Path, settings: Settings, tools: Tools) -> d
     """
     build.mkdir(parents=True, exist_ok=True)
     information = _information(root, settings, tools)
-    ninja_file = NinjaFile()
+    ninja_file = NinjaFile(build)
     planned: dict[str, Artefact] = {}
     for part in PARTS:
         made = _plan(part, ninja_file, root, build, settings, tools, information)

@@ -15,9 +15,13 @@ def _escape(text: str) -> str:
 
 @dataclass
 class NinjaFile:
-    """Collects rules and edges; ``write`` leaves an unchanged file untouched."""
+    """Collects rules and edges; ``write`` leaves an unchanged file untouched.
 
-    lines: list[str] = field(default_factory=lambda: ["ninja_required_version = 1.7"])
+    ``folder`` takes ninja's own log, so that nothing appears where it runs.
+    """
+
+    folder: Path
+    lines: list[str] = field(default_factory=list)
 
     def rule(self, name: str, command: str, *, depfile: bool = False) -> None:
         self.lines += ["", f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
@@ -42,7 +46,8 @@ class NinjaFile:
         self.lines += [f"  {name} = {value.replace('$', '$$')}" for name, value in variables.items()]
 
     def write(self, path: Path) -> None:
-        text = "\n".join(self.lines) + "\n"
+        head = ["ninja_required_version = 1.7", f"builddir = {_escape(str(self.folder))}"]
+        text = "\n".join([*head, *self.lines]) + "\n"
         if not path.is_file() or path.read_text() != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

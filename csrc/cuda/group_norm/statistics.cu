@@ -114,14 +114,14 @@ __global__ void __launch_bounds__(kThreads)
 
     BlockMoments mine{0.0f, 0.0f, 0.0f};
     for (std::int64_t round = begin + warp; round < end; round += kWarps * kPerThread) {
+        const std::int64_t ahead = channel < channels ? ceil_div(end - round, kWarps) : 0;
+        const int count = ahead < kPerThread ? static_cast<int>(ahead) : kPerThread;
+        const T* __restrict__ column = values + round * channels;
         float loaded[kPerThread];
-        int count = 0;
 #pragma unroll
         for (int i = 0; i < kPerThread; ++i) {
-            const std::int64_t voxel = round + i * kWarps;
-            const bool valid = voxel < end && channel < channels;
-            loaded[i] = valid ? to_float(values[voxel * channels]) : 0.0f;
-            count += valid ? 1 : 0;
+            loaded[i] = i < count ? to_float(*column) : 0.0f;
+            column += kWarps * channels;
         }
         mine = merge(mine, moments_of(loaded, count));
     }

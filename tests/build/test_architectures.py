@@ -1,0 +1,60 @@
+"""MEDNEXT_OPS_CUDA_ARCHS, and which GPUs the result runs on."""
+
+from __future__ import annotations
+
+import pytest
+
+from build_tools.architectures import parse_architectures, split_known
+from build_tools.settings import DEFAULT_ARCHITECTURES, BuildError
+from mednext_ops import native
+
+
+def test_the_default_becomes_machine_code_for_each_and_ptx_of_the_newest() -> None:
+    flags = [flag for a in parse_architectures(DEFAULT_ARCHITECTURES) for flag in a.flags]
+    assert flags == [
+        "-gencode=arch=compute_75,code=sm_75",
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_86,code=sm_86",
+        "-gencode=arch=compute_89,code=sm_89",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100,code=sm_100",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
+@pytest.mark.parametrize("text", ["8.6;9.0a", "86, 90a", "86 90a", "86;86;90A"])
+def test_the_spellings_of_other_projects_are_understood(text: str) -> None:
+    assert [str(a) for a in parse_architectures(text)] == ["86", "90a"]
+
+
+@pytest.mark.parametrize("text", ["sm_86", "ampere", "9", "86+ptxas"])
+def test_a_word_that_is_no_architecture_is_named(text: str) -> None:
+    with pytest.raises(BuildError, match=r"MEDNEXT_OPS_CUDA_ARCHS has '.*'; expected architectures such as 86"):
+        parse_architectures(text)
+
+
+def test_what_nvcc_does_not_know_is_told_apart() -> None:
+    known, unknown = split_known(parse_architectures("75;90a;120+PTX"), {75, 80, 90})
+    assert [str(a) for a in known] == ["75", "90a"]
+    assert [str(a) for a in unknown] == ["120+PTX"]
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        (["80"], (8, 0), True),
+        (["80"], (8, 9), True),  # machine code runs on later minors of its major
+        (["86"], (8, 0), False),
+        (["80"], (9, 0), False),
+        (["90a"], (9, 0), True),
+        (["100a"], (10, 3), False),  # "a" is for that one only
+        (["100f"], (10, 3), True),
+        (["75", "80+PTX"], (12, 0), True),
+        (["120+PTX"], (9, 0), False),
+        (["90a+PTX"], (12, 0), False),
+        ([], (8, 0), False),
+    ],
+)
+def test_which_gpu_a_build_covers(architectures: list[str], capability: tuple[int, int], runs: bool) -> None:
+    assert native.covers(architectures, capability) is runs

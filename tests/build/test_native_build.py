@@ -1,0 +1,157 @@
+"""The build decides by what it finds, leaves out what it must, and fails only where it was asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build_tools import native
+from build_tools.native import Tools, build_native, find_tools, report
+from build_tools.settings import BuildError, Settings
+from build_tools.toolchain import Compiler, Missing, Nvcc
+
+NO_NVCC = Missing("no nvcc anywhere", "install a toolkit")
+NO_COMPILER = Missing("no C++ compiler", "install g++")
+
+
+@pytest.fixture(scope="module")
+def found() -> Tools:
+    """The tools of this machine; tests that compile need them."""
+    tools = find_tools()
+    for name in ("compiler", "ninja", "torch", "pybind"):
+        lacking = getattr(tools, name)
+        if isinstance(lacking, Missing):
+            pytest.skip(f"this machine cannot build: {lacking}")
+    return tools
+
+
+def reasons(information: dict[str, Any]) -> dict[str, str | None]:
+    return {part: record.get("reason") for part, record in information["parts"].items()}
+
+
+def test_no_nvcc_leaves_out_the_cuda_library_only(root: Path, tmp_path: Path, found: Tools) -> None:
+    tools = dataclasses.replace(found, nvcc=NO_NVCC)
+    information = build_native(root, tmp_path, Settings(max_jobs=2), tools)
+    assert reasons(information) == {"cpu": None, "cuda": "no nvcc anywhere", "information": None}
+    assert (tmp_path / information["parts"]["cpu"]["file"]).is_file()
+    assert "left out: no nvcc anywhere" in report(information)
+    assert "to mend it: install a toolkit" in report(information)
+
+
+def test_no_compiler_leaves_out_everything_and_succeeds(root: Path, tmp_path: Path, found: Tools) -> None:
+    information = build_native(root, tmp_path, Settings(), dataclasses.replace(found, compiler=NO_COMPILER))
+    assert set(reasons(information).values()) == {"no C++ compiler"}
+
+
+def test_no_torch_leaves_out_the_libraries(root: Path, tmp_path: Path, found: Tools) -> None:
+    tools = dataclasses.replace(found, torch=Missing("torch is not installed", "pip install torch"))
+    information = build_native(root, tmp_path, Settings(max_jobs=2), tools)
+    why = "torch is not installed"
+    assert reasons(information) == {"cpu": why, "cuda": why, "information": None}
+
+
+@pytest.mark.parametrize(
+    ("mode", "lack", "sentence"),
+    [
+        ("cuda", {"nvcc": NO_NVCC}, "asks for the cuda library, which cannot be built here: no nvcc anywhere"),
+        (
+            "cuda",
+            {"compiler": NO_COMPILER},
+            "asks for the cpu library, which cannot be built here: no C",
+        ),
+        ("cpu", {"compiler": NO_COMPILER}, "asks for the cpu library, which cannot be built here: no C"),
+    ],
+)
+def test_what_was_asked_for_and_cannot_be_built_fails_with_a_sentence(
+    mode: str, lack: dict[str, Any], sentence: str, root: Path, tmp_path: Path, found: Tools
+) -> None:
+    with pytest.raises(BuildError, match=f"MEDNEXT_OPS_BUILD={mode} {sentence}"):
+        build_native(root, tmp_path, Settings(mode=mode), dataclasses.replace(found, **lack))
+
+
+def test_none_builds_nothing(root: Path, tmp_path: Path, found: Tools) -> None:
+    information = build_native(root, tmp_path, Settings(mode="none"), found)
+    assert set(reasons(information).values()) == {"MEDNEXT_OPS_BUILD=none asked for a build without it"}
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_cpu_mode_does_not_look_at_nvcc(root: Path, tmp_path: Path, found: Tools) -> None:
+    information = build_native(root, tmp_path, Settings(mode="cpu", max_jobs=2), found)
+    assert information["parts"]["cpu"]["built"]
+    assert information["cuda"] is None
+    assert "asked for a build without it" in str(reasons(information)["cuda"])
+
+
+def failing_nvcc(fake_tool: Callable[[str, str], Path]) -> Nvcc:
+    script = "echo 'host_config.h(1): error: -- unsupported GNU version!' >&2; exit 1"
+    command = fake_tool("bin/nvcc", script)
+    return Nvcc(str(command), (13, 0), command.parent, command, frozenset({75, 90}), "PATH")
+
+
+def test_an_nvcc_that_fails_is_told_and_survived(
+    root: Path, tmp_path: Path, found: Tools, fake_tool: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = dataclasses.replace(found, nvcc=failing_nvcc(fake_tool))
+    information = build_native(root, tmp_path, Settings(max_jobs=2), tools)
+    assert information["parts"]["cpu"]["built"]
+    assert "unsupported GNU version" in str(reasons(information)["cuda"])
+    out = capsys.readouterr().out
+    assert "unsupported GNU version" in out
+    assert "CUDA 13.0 does not know the architectures 80, 86, 89, 100, 120+PTX: left out" in out
+    with pytest.raises(BuildError, match=r"asks for the cuda library.*unsupported GNU version"):
+        build_native(root, tmp_path, Settings(mode="cuda", max_jobs=2), tools)
+
+
+def test_an_nvcc_that_knows_none_of_the_architectures_is_told(
+    root: Path, tmp_path: Path, found: Tools, fake_tool: Callable[[str, str], Path]
+) -> None:
+    tools = dataclasses.replace(found, nvcc=failing_nvcc(fake_tool))
+    information = build_native(root, tmp_path, Settings(architectures="80;86", max_jobs=2), tools)
+    assert reasons(information)["cuda"] == "CUDA 13.0 knows none of the architectures 80;86"
+
+
+def test_a_second_build_compiles_nothing(
+    root: Path, tmp_path: Path, found: Tools, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(mode="cpu", max_jobs=2)
+    first = build_native(root, tmp_path, settings, found)
+    capsys.readouterr()
+    assert build_native(root, tmp_path, settings, found) == first
+    assert "compile" not in capsys.readouterr().out
+
+
+def test_the_record_and_the_binaries_hold_no_date_and_no_folder_of_this_machine(
+    root: Path, tmp_path: Path, found: Tools
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "another place"
+    records = [build_native(root, folder, Settings(mode="cpu", max_jobs=2), found) for folder in (one, other)]
+    assert records[0] == records[1]
+    assert isinstance(found.compiler, Compiler)
+    assert str(root) not in json.dumps(records[0])
+    for part in ("cpu", "information"):
+        file = records[0]["parts"][part]["file"]
+        content = (one / file).read_bytes()
+        assert content == (other / file).read_bytes()
+        assert str(root).encode() not in content
+
+
+@pytest.mark.slow
+def test_the_cuda_library_builds_where_nvcc_is(root: Path, tmp_path: Path, found: Tools) -> None:
+    if isinstance(found.nvcc, Missing):
+        pytest.skip(str(found.nvcc))
+    from build_tools import check_symbols, ptxas_report
+
+    information = build_native(root, tmp_path, Settings(mode="cuda", architectures="75;80+PTX", max_jobs=2), found)
+    record = information["parts"]["cuda"]
+    assert list(record["architectures"]) == ["75", "80+PTX"]
+    assert check_symbols.main([str(tmp_path / record["file"])]) == 0
+    assert ptxas_report.main([str(tmp_path)]) == 0
+
+
+def test_parts_have_one_list() -> None:
+    assert native.PARTS == ("cpu", "cuda", "information")
