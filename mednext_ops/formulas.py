@@ -14,6 +14,7 @@ from mednext_ops.backends.problem import GroupNormGradient
 
 __all__ = [
     "accumulation_dtype",
+    "bias_gradient",
     "group_norm_affine",
     "group_norm_gradient",
     "per_channel",
@@ -73,6 +74,19 @@ def group_norm_gradient(
     return GroupNormGradient(
         grad, output, gamma * per_channel(rstd, channels), per_channel(slope, channels), per_channel(offset, channels)
     )
+
+
+def bias_gradient(gradient: GroupNormGradient, grad_sum: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """Gradient of the bias of a convolution that GroupNorm follows, [C]: the sum of ``gradient`` over all voxels.
+
+    With a group a channel the bias cancels, and this is zero. ``grad_sum`` is the sum of ``gradient.grad``, [N, C].
+    """
+    channels = grad_sum.shape[1]
+    if num_groups == channels:
+        return grad_sum.new_zeros(channels)
+    sums = gradient.output.sum((2, 3, 4), dtype=grad_sum.dtype)
+    voxels = math.prod(gradient.output.shape[2:])
+    return (gradient.scale * grad_sum + gradient.slope * sums + gradient.offset * voxels).sum(0)
 
 
 def pointwise(weight: torch.Tensor, input: torch.Tensor) -> torch.Tensor:

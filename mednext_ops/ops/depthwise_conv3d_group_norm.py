@@ -12,7 +12,7 @@ import torch
 
 from mednext_ops import backends
 from mednext_ops.backends import ConvGeometry
-from mednext_ops.formulas import accumulation_dtype, group_norm_gradient
+from mednext_ops.formulas import accumulation_dtype, bias_gradient, group_norm_gradient
 from mednext_ops.ops.arguments import autocast_to, check_group_count, check_input, check_parameter
 from mednext_ops.ops.convolution import convolve, convolve_backward
 from mednext_ops.ops.depthwise_conv3d import convolution_geometry
@@ -102,21 +102,14 @@ def _backward_op(
     if needs_input or needs_weight:
         geometry = _geometry(weight, stride, padding)
         data, weight_gradient = convolve_backward(gradient, input, weight, geometry, needs_input, needs_weight)
-    bias_gradient = None
+    grad_bias = None
     if needs_bias:
-        channels = convolved.shape[1]
-        if mean.shape[1] == channels:
-            bias_gradient = torch.zeros_like(norm_bias)
-        else:
-            voxels = convolved.shape[2] * convolved.shape[3] * convolved.shape[4]
-            sums = convolved.sum((2, 3, 4), dtype=mean.dtype)
-            bias_gradient = gradient.scale * grad_sum + gradient.slope * sums + gradient.offset * voxels
-            bias_gradient = bias_gradient.sum(0).to(norm_bias.dtype)
+        grad_bias = bias_gradient(gradient, grad_sum, mean.shape[1]).to(norm_bias.dtype)
     missing = input.new_empty(0)
     return (
         missing if data is None else data,
         missing if weight_gradient is None else weight_gradient,
-        missing if bias_gradient is None else bias_gradient,
+        missing if grad_bias is None else grad_bias,
         grad_dot.sum(0).to(norm_weight.dtype),
         grad_sum.sum(0).to(norm_bias.dtype),
     )

@@ -13,7 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from mednext_ops.backends import ConvGeometry, InvertedBottleneckNeeds, memory_format_of
-from mednext_ops.formulas import accumulation_dtype, group_norm_gradient, pointwise, pointwise_weight_gradient
+from mednext_ops.formulas import (
+    accumulation_dtype,
+    bias_gradient,
+    group_norm_gradient,
+    pointwise,
+    pointwise_weight_gradient,
+)
 from mednext_ops.ops.arguments import (
     autocast_to,
     check_group_count,
@@ -174,13 +180,7 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
             given(inner.grad_dot_normalized),
         )
         if needs_of["conv_bias"]:
-            # With a group a channel the bias cancels; else its gradient is the sum of an affine map.
-            voxels = convolved.shape[2] * convolved.shape[3] * convolved.shape[4]
-            found["conv_bias"] = torch.zeros_like(p.norm_bias)
-            if mean.shape[1] != input.shape[1]:
-                sums = convolved.sum((2, 3, 4), dtype=mean.dtype)
-                terms = gradient.scale * given(inner.grad_sum) + gradient.slope * sums + gradient.offset * voxels
-                found["conv_bias"] = terms.sum(0)
+            found["conv_bias"] = bias_gradient(gradient, given(inner.grad_sum), mean.shape[1])
         add = grad_output if residual and form == "regular" else None
         if residual and form == "up" and needs_of["input"]:
             add = pointwise(given(p.residual_weight).t(), layout.strided(grad_output))
