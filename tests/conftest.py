@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
+import mednext
+import mednext_ops
+
 # Workers that run side by side share the cores; two threads a worker would only wait for each other.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+if os.environ.get("MEDNEXT_OPS_TEST_INSTALLED") == "1":
+    for _package in (mednext, mednext_ops):
+        if Path(_package.__file__).resolve().is_relative_to(Path(__file__).resolve().parents[1] / _package.__name__):
+            raise pytest.UsageError(
+                f"the tests import {_package.__file__}, not the installed package: run pytest itself"
+            )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
