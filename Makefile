@@ -27,7 +27,6 @@ $(VENV)/.torch:
 # The package is installed as users have it, not as a link to this folder.
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet '.[demo,test]'
-	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall .
 	$(BIN)/python -m mednext_ops.info
 	touch $@
 
