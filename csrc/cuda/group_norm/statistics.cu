@@ -1,5 +1,8 @@
 // Two layouts, one scheme: a thread takes kPerThread values at a time into registers, their exact two-pass moments are
 // merged into its running ones, then the threads of a block merge theirs.
+//
+// Values are taken relative to a pivot, the first one that a block reads, so that float is enough inside a block also
+// where the mean is far larger than the deviation; what leaves a block is double.
 #include <climits>
 #include <cstdint>
 
@@ -10,10 +13,12 @@
 namespace mednext_ops::cuda::group_norm {
 namespace {
 
-using BlockMoments = Moments<float>;
-
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
+
+// Two blocks a multiprocessor leave 128 registers a thread; left to itself ptxas saves registers and spills (on sm_75,
+// and in `finalize` on sm_100).
+constexpr int kBlocksPerProcessor = 2;
 
 // 16 loads in flight a thread; the division of a merge is shared by 16 values.
 constexpr int kPerThread = 16;
@@ -50,23 +55,28 @@ struct Plan {
     }
 };
 
-// ---- contiguous
-// ------------------------------------------------------------------------------------------------------
+__device__ inline Moments<double> relative_to(float pivot, const Moments<float>& m) {
+    return {m.count, static_cast<double>(pivot) + m.mean, m.sum_squared_deviations};
+}
+
+// ---- contiguous ----
 //
 //   run:     |<------------------------ (C / G) * V elements ------------------------>|
 //   blocks:  |  kBlockElements  |  kBlockElements  |  kBlockElements  |     rest      |
 //   round:   vector j of thread t starts at ((j * kThreads) + t) * Width: neighbours read neighbours
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kThreads) contiguous_moments(const T* __restrict__ input, std::int64_t run_length,
-                                                               std::int64_t tiles, BlockMoments* __restrict__ moments) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    contiguous_moments(const T* __restrict__ input, std::int64_t run_length, std::int64_t tiles,
+                       Moments<double>* __restrict__ moments) {
     constexpr int kVectors = kPerThread / Width;
     const std::int64_t run = blockIdx.x / tiles;
     const std::int64_t begin = blockIdx.x % tiles * kBlockElements;
     const std::int64_t end = begin + kBlockElements < run_length ? begin + kBlockElements : run_length;
     const T* __restrict__ values = input + run * run_length;
+    const float pivot = to_float(values[begin]);
 
-    BlockMoments mine{0.0f, 0.0f, 0.0f};
+    Moments<float> mine{0.0f, 0.0f, 0.0f};
     for (std::int64_t round = begin; round < end; round += kThreads * kPerThread) {
         float loaded[kPerThread];
         int count = 0;  // valid ones come first, since a thread's later vectors lie further on
@@ -77,32 +87,31 @@ __global__ void __launch_bounds__(kThreads) contiguous_moments(const T* __restri
             Vector<T, Width> vector{};
             if (valid) vector = *reinterpret_cast<const Vector<T, Width>*>(values + at);
 #pragma unroll
-            for (int i = 0; i < Width; ++i) loaded[j * Width + i] = to_float(vector.element[i]);
+            for (int i = 0; i < Width; ++i) loaded[j * Width + i] = to_float(vector.element[i]) - pivot;
             count += valid ? Width : 0;
         }
         mine = merge(mine, moments_of(loaded, count));
     }
 
-    __shared__ BlockMoments of_warp[kWarps];
+    __shared__ Moments<float> of_warp[kWarps];
     mine = merge_warp(mine);
     if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = mine;
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int warp = 1; warp < kWarps; ++warp) mine = merge(mine, of_warp[warp]);
-        moments[blockIdx.x] = mine;
+        moments[blockIdx.x] = relative_to(pivot, mine);
     }
 }
 
-// ---- channels-last
-// ---------------------------------------------------------------------------------------------------
+// ---- channels-last ----
 //
 //   a block:  kTileVoxels voxels x 32 channels; lane = channel, warp w takes voxels w, w + kWarps, ...
 //   the warps' moments of a channel are merged by the lane of warp 0 that owns it
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     channels_last_moments(const T* __restrict__ input, std::int64_t channels, std::int64_t voxels, std::int64_t tiles,
-                          std::int64_t channel_tiles, BlockMoments* __restrict__ moments) {
+                          std::int64_t channel_tiles, Moments<double>* __restrict__ moments) {
     const int lane = threadIdx.x % kWarpSize;
     const int warp = threadIdx.x / kWarpSize;
     const std::int64_t channel = blockIdx.x % channel_tiles * kTileChannels + lane;
@@ -111,8 +120,9 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t begin = tile * kTileVoxels;
     const std::int64_t end = begin + kTileVoxels < voxels ? begin + kTileVoxels : voxels;
     const T* __restrict__ values = input + sample * voxels * channels + channel;
+    const float pivot = channel < channels ? to_float(values[begin * channels]) : 0.0f;
 
-    BlockMoments mine{0.0f, 0.0f, 0.0f};
+    Moments<float> mine{0.0f, 0.0f, 0.0f};
     for (std::int64_t round = begin + warp; round < end; round += kWarps * kPerThread) {
         const std::int64_t ahead = channel < channels ? ceil_div(end - round, kWarps) : 0;
         const int count = ahead < kPerThread ? static_cast<int>(ahead) : kPerThread;
@@ -120,41 +130,35 @@ __global__ void __launch_bounds__(kThreads)
         float loaded[kPerThread];
 #pragma unroll
         for (int i = 0; i < kPerThread; ++i) {
-            loaded[i] = i < count ? to_float(*column) : 0.0f;
+            loaded[i] = i < count ? to_float(*column) - pivot : 0.0f;
             column += kWarps * channels;
         }
         mine = merge(mine, moments_of(loaded, count));
     }
 
-    __shared__ BlockMoments of_warp[kWarps][kWarpSize];
+    __shared__ Moments<float> of_warp[kWarps][kWarpSize];
     of_warp[warp][lane] = mine;
     __syncthreads();
     if (warp == 0 && channel < channels) {
         for (int other = 1; other < kWarps; ++other) mine = merge(mine, of_warp[other][lane]);
-        moments[(sample * channels + channel) * tiles + tile] = mine;
+        moments[(sample * channels + channel) * tiles + tile] = relative_to(pivot, mine);
     }
 }
 
-// ---- finalize
-// --------------------------------------------------------------------------------------------------------
+// ---- finalize ----
 //
-//   one warp a group; lane l merges moments l, l + 32, ... and the lanes theirs, in double: a group may have 2^31
-//   elements
+//   one warp a group: lane l merges moments l, l + 32, ..., then the lanes merge theirs
 
-__device__ inline Moments<double> widen(const BlockMoments& m) {
-    return {m.count, m.mean, m.sum_squared_deviations};
-}
-
-__global__ void __launch_bounds__(kFinalizeThreads)
-    finalize(const BlockMoments* __restrict__ moments, std::int64_t groups, std::int64_t moments_per_group, double eps,
-             float* __restrict__ mean, float* __restrict__ rstd) {
+__global__ void __launch_bounds__(kFinalizeThreads, kBlocksPerProcessor)
+    finalize(const Moments<double>* __restrict__ moments, std::int64_t groups, std::int64_t moments_per_group,
+             double eps, float* __restrict__ mean, float* __restrict__ rstd) {
     const int lane = threadIdx.x % kWarpSize;
     const std::int64_t group = (static_cast<std::int64_t>(blockIdx.x) * kFinalizeThreads + threadIdx.x) / kWarpSize;
     if (group >= groups) return;  // whole warps
 
     Moments<double> all{0.0, 0.0, 0.0};
     for (std::int64_t i = lane; i < moments_per_group; i += kWarpSize) {
-        all = merge(all, widen(moments[group * moments_per_group + i]));
+        all = merge(all, moments[group * moments_per_group + i]);
     }
     all = merge_warp(all);
     if (lane == 0) {
@@ -165,11 +169,10 @@ __global__ void __launch_bounds__(kFinalizeThreads)
     }
 }
 
-// ---- launch
-// ----------------------------------------------------------------------------------------------------------
+// ---- launch ----
 
 template <typename T>
-void launch_moments(const StatisticsProblem& p, const Plan& plan, BlockMoments* moments, cudaStream_t stream) {
+void launch_moments(const StatisticsProblem& p, const Plan& plan, Moments<double>* moments, cudaStream_t stream) {
     constexpr int kWidth = 16 / sizeof(T);  // one 128-bit load
     const T* input = static_cast<const T*>(p.input);
     const auto blocks = static_cast<unsigned>(plan.blocks);
@@ -188,7 +191,7 @@ void launch_moments(const StatisticsProblem& p, const Plan& plan, BlockMoments* 
 
 std::int64_t statistics_workspace_bytes(const StatisticsProblem& p) {
     const Plan plan(p);
-    return plan.groups * plan.moments_per_group * static_cast<std::int64_t>(sizeof(BlockMoments));
+    return plan.groups * plan.moments_per_group * static_cast<std::int64_t>(sizeof(Moments<double>));
 }
 
 cudaError_t launch_statistics(const StatisticsProblem& p, void* workspace, float* mean, float* rstd,
@@ -198,7 +201,7 @@ cudaError_t launch_statistics(const StatisticsProblem& p, void* workspace, float
     if (plan.groups == 0) return cudaSuccess;
     if (plan.blocks > INT_MAX || finalize_blocks > INT_MAX) return cudaErrorInvalidConfiguration;
 
-    auto* moments = static_cast<BlockMoments*>(workspace);
+    auto* moments = static_cast<Moments<double>*>(workspace);
     if (plan.blocks > 0) {
         with_scalar_type(p.type, [&]<typename T>(const T*) { launch_moments<T>(p, plan, moments, stream); });
         if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
