@@ -95,8 +95,12 @@ def segment(
         console = Console()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task("segment", total=None)
-            counts = run(request, lambda done, windows: progress.update(task, completed=done, total=windows))
+            task = progress.add_task("segment", total=None, visible=False)
+
+            def advance(done: int, windows: int) -> None:
+                progress.update(task, completed=done, total=windows, visible=True)
+
+            counts = run(request, advance)
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         console.print(f"{output} written; voxels: {found}", soft_wrap=True)
 

@@ -17,7 +17,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -118,9 +117,9 @@ class Demo:
         task = self.progress.add_task(f"train {name}", total=trainer.epochs * steps, completed=done, note="")
 
         def advance() -> None:
-            note = f"loss {trainer.curves.loss[-1]:.3f}"
+            note = f"loss {trainer.curves.loss[-1]:.2f}"
             if trainer.curves.held_out_dice:
-                note += "  held-out Dice " + " ".join(f"{dice:.3f}" for dice in trainer.curves.held_out_dice[-1])
+                note += " Dice " + " ".join(f"{dice:.2f}" for dice in trainer.curves.held_out_dice[-1])
             self.progress.update(task, advance=1, note=note)
 
         trainer.train(self.patches, self.held_out.score, advance)
@@ -131,7 +130,7 @@ class Demo:
         regions = {"held_out": self.brain.held_out, "held_out_front": self.brain.held_out_front}
         results, segmentations = {}, {}
         for name, trainer in trained.items():
-            task = self.progress.add_task(f"segment with {name}", total=None, note="")
+            task = self.progress.add_task(f"segment {name}", total=None, note="")
 
             def advance(done: int, windows: int, task: TaskID = task) -> None:
                 self.progress.update(task, completed=done, total=windows)
@@ -156,9 +155,7 @@ class Demo:
         comparisons = {}
         for name in network_names(self.settings)[:2]:
             kernel_size = self.kernels[name]
-            task = self.progress.add_task(
-                f"compare k{kernel_size} with plain PyTorch", total=self.settings.timed_steps + 3, note=""
-            )
+            task = self.progress.add_task(f"compare k{kernel_size}", total=self.settings.timed_steps + 3, note="")
 
             def advance(task: TaskID = task) -> None:
                 self.progress.advance(task)
@@ -190,10 +187,9 @@ class BackendsUsed(logging.Handler):
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
         console=console,
     )

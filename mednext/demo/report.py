@@ -90,14 +90,13 @@ def show(
         table.add_row(name, str(result["steps"]), *(f"{whole[c]:.3f} ({front[c]:.3f})" for c in CLASSES[1:]))
     console.print(table)
     table = Table(title=f"one training step: mednext ({' + '.join(backends)} backend) against plain PyTorch")
-    for column in ("kernel", "", "time a step", "peak memory", "of it by the steps", "saved for backward"):
-        table.add_column(column, justify="left" if column in ("kernel", "") else "right")
+    for column in ("network", "a step", "peak memory", "of it by steps", "saved for backward"):
+        table.add_column(column, justify="left" if column == "network" else "right")
     for name, comparison in comparisons.items():
-        for label, side in (("mednext", comparison.ours), ("plain PyTorch", comparison.plain)):
+        for label, side in (("mednext", comparison.ours), ("PyTorch", comparison.plain)):
             memory = side.memory
             table.add_row(
-                name if label == "mednext" else "",
-                label,
+                f"{name} {label}",
                 f"{side.step_seconds * 1e3:.0f} ms",
                 *(f"{size / 2**20:.0f} MiB" for size in (memory.peak, memory.increase, memory.saved_for_backward)),
             )

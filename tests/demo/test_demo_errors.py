@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from demo_scans import tiny
 from typer.testing import CliRunner
 
 from mednext import cli
 from mednext.commands import app
 from mednext.demo import settings
 from mednext.demo.folder import Folder
+
+from .scans import tiny
 
 
 def refused(arguments: list[str]) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from demo_scans import mednext, phantom, save
 from nibabel import orientations
 from typer.testing import CliRunner
 
 from mednext.commands import app
+
+from .scans import mednext, phantom, save
 
 
 def segment(*arguments: str | Path) -> None:

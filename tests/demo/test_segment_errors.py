@@ -10,10 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from demo_scans import mednext, phantom, save
 from typer.testing import CliRunner
 
 from mednext.commands import app
+
+from .scans import mednext, phantom, save
 
 
 def refused(*arguments: str | Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -27,9 +28,11 @@ def environment() -> dict[str, str]:
 
 
 def mednext(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a process of its own."""
+    """Runs the command in a process of its own, from a folder that does not hold the source."""
     command = [sys.executable, "-m", "mednext.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment(), cwd=tempfile.gettempdir()
+    )
 
 
 def phantom(spacing: tuple[float, float, float] = (1, 1, 1), extent: float = 40.0) -> tuple[np.ndarray, np.ndarray]:
