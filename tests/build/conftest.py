@@ -59,44 +59,47 @@ def fake_tool(tmp_path: Path) -> Callable[[str, str], Path]:
     return write
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command with this process's environment, less what steers a build, plus ``environment``."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MEDNEXT_OPS_", "CUDA_", "PYTEST_"))}
-    return subprocess.run(
-        [str(c) for c in command], cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False
-    )
+class Workshop:
+    """Builds wheels with the tools of this environment and installs them into fresh ones."""
+
+    def run(self, *command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command with this process's environment, less what steers a build, plus ``environment``."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MEDNEXT_OPS_", "CUDA_", "PYTEST_"))}
+        return subprocess.run(
+            [str(c) for c in command], cwd=cwd, env=kept | environment, capture_output=True, text=True, check=False
+        )
+
+    def pip_wheel(self, tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Build a wheel of ``tree`` into ``tree/dist``."""
+        options = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--wheel-dir", "dist", "-v")
+        command = (sys.executable, "-m", "pip", "wheel", ".", *options)
+        return self.run(*command, cwd=tree, **{"MAX_JOBS": "2"} | environment)
+
+    def built_wheel(self, tree: Path, **environment: str) -> Path:
+        """Build a wheel of ``tree``, which must succeed; returns its file."""
+        done = self.pip_wheel(tree, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (wheel,) = (tree / "dist").glob("*.whl")
+        return wheel
+
+    def fresh_environment(self, folder: Path) -> Path:
+        """A new virtual environment that sees this one's packages, last; returns its python."""
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        python = folder / "bin" / "python"
+        ask = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+        packages = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+        # A path file adds the folder, but not what is installed there as editable.
+        Path(packages, "packages_of_the_test_environment.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        return python
+
+    def install(self, python: Path, *what: str | Path, **environment: str) -> None:
+        """Install into the environment of ``python``, offline, without dependencies."""
+        options = ("--no-deps", "--no-index", "--no-build-isolation", "--force-reinstall")
+        command = (sys.executable, "-m", "pip", "--python", python, "install", *options, *what)
+        done = self.run(*command, cwd=python.parent, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
-def pip_wheel(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Build a wheel of ``tree`` into ``tree/dist`` with the tools of this environment."""
-    options = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--wheel-dir", "dist", "-v")
-    return run(sys.executable, "-m", "pip", "wheel", ".", *options, cwd=tree, **{"MAX_JOBS": "2"} | environment)
-
-
-def only_wheel(tree: Path) -> Path:
-    (wheel,) = (tree / "dist").glob("*.whl")
-    return wheel
-
-
-def fresh_environment(folder: Path) -> Path:
-    """A new virtual environment that sees this one's packages, last; returns its python."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    packages = subprocess.run(
-        [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    # A path file adds the folder, but not what is installed there as editable.
-    Path(packages, "packages_of_the_test_environment.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    return python
-
-
-def install(python: Path, wheel: Path) -> None:
-    done = run(
-        *(sys.executable, "-m", "pip", "--python", python, "install"),
-        *("--no-deps", "--no-index", "--force-reinstall", wheel),
-        cwd=wheel.parent,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture(scope="session")
+def workshop() -> Workshop:
+    return Workshop()
