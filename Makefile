@@ -27,7 +27,7 @@ $(VENV)/.torch:
 # The package is installed as users have it, not as a link to this folder.
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet '.[demo,test]'
-	$(BIN)/python -m mednext_ops.info
+	cd $(VENV) && $(BIN)/python -m mednext_ops.info
 	touch $@
 
 # The tests import the installed package: `pytest` (unlike `python -m pytest`) does not put this folder on the path.
