@@ -89,6 +89,7 @@ def build_native(root: Path, build: Path, settings: Settings, tools: Tools) -> d
             continue
         record = dataclasses.asdict(artefact) | {"built": True}
         information["parts"][part] = {k: v for k, v in record.items() if k != "name" and v != ()}
+    information["parts"] = {part: information["parts"][part] for part in PARTS}
     return information
 
 
