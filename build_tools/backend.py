@@ -21,7 +21,7 @@ from setuptools.build_meta import (
     prepare_metadata_for_build_wheel,
 )
 
-from build_tools.settings import Settings
+from build_tools.settings import BuildError, Settings
 from build_tools.toolchain import (
     MINIMUM_TORCH,
     PYPI_NVCC,
@@ -71,9 +71,16 @@ def _driver_runs_pypi_cuda(environ: Mapping[str, str]) -> bool:
     return driver_present(environ) and (version is None or version >= PYPI_NVCC_VERSION)
 
 
+def _machine_requirements_or_exit() -> list[str]:
+    try:
+        return machine_requirements()
+    except BuildError as error:
+        raise SystemExit(f"mednext-ops: {error}") from None
+
+
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
-    return [*build_meta.get_requires_for_build_wheel(config_settings), *machine_requirements()]
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *_machine_requirements_or_exit()]
 
 
 def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
-    return [*build_meta.get_requires_for_build_editable(config_settings), *machine_requirements()]
+    return [*build_meta.get_requires_for_build_editable(config_settings), *_machine_requirements_or_exit()]

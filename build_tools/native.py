@@ -82,6 +82,10 @@ def build_native(root: Path, build: Path, settings: Settings, tools: Tools) -> d
             _leave_out(information, settings, part, made)
     ninja_file.write(build / "build.ninja")
     for part, artefact in planned.items():
+        if part == "information" and not any(record["built"] for record in information["parts"].values()):
+            # Alone it would tie a wheel to one Python, and have nothing to tell.
+            _leave_out(information, settings, part, Missing("neither library was built", "see the libraries"))
+            continue
         target = "information_module" if part == "information" else part
         failure = _run_ninja(root, build, settings, str(tools.ninja), target)
         if failure is not None:

@@ -189,3 +189,10 @@ class TestMachineRequirements:
 def test_a_wrong_setting_is_named(variable: str, value: str, sentence: str) -> None:
     with pytest.raises(BuildError, match=sentence.replace("(", r"\(")):
         Settings.from_environment({variable: value})
+
+
+def test_a_wrong_setting_ends_the_build_hook_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDNEXT_OPS_BUILD", "gpu")
+    monkeypatch.setattr(backend.build_meta, "get_requires_for_build_wheel", lambda config_settings: [])
+    with pytest.raises(SystemExit, match="mednext-ops: MEDNEXT_OPS_BUILD is 'gpu'"):
+        backend.get_requires_for_build_wheel()

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from build_tools import native
-from build_tools.native import Tools, build_native, find_tools, report
+from build_tools.native import PARTS, Tools, build_native, find_tools, report
 from build_tools.settings import BuildError, Settings
 from build_tools.toolchain import Compiler, Missing, Nvcc
 
@@ -30,29 +29,37 @@ def found() -> Tools:
     return tools
 
 
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One build folder for tests about decisions: what an earlier one compiled is not compiled again."""
+    return tmp_path_factory.mktemp("build")
+
+
 def reasons(information: dict[str, Any]) -> dict[str, str | None]:
     return {part: record.get("reason") for part, record in information["parts"].items()}
 
 
-def test_no_nvcc_leaves_out_the_cuda_library_only(root: Path, tmp_path: Path, found: Tools) -> None:
+def test_no_nvcc_leaves_out_the_cuda_library_only(root: Path, build: Path, found: Tools) -> None:
     tools = dataclasses.replace(found, nvcc=NO_NVCC)
-    information = build_native(root, tmp_path, Settings(max_jobs=2), tools)
+    information = build_native(root, build, Settings(max_jobs=2), tools)
     assert reasons(information) == {"cpu": None, "cuda": "no nvcc anywhere", "information": None}
-    assert (tmp_path / information["parts"]["cpu"]["file"]).is_file()
+    assert (build / information["parts"]["cpu"]["file"]).is_file()
     assert "left out: no nvcc anywhere" in report(information)
     assert "to mend it: install a toolkit" in report(information)
 
 
-def test_no_compiler_leaves_out_everything_and_succeeds(root: Path, tmp_path: Path, found: Tools) -> None:
-    information = build_native(root, tmp_path, Settings(), dataclasses.replace(found, compiler=NO_COMPILER))
+def test_no_compiler_leaves_out_everything_and_succeeds(root: Path, build: Path, found: Tools) -> None:
+    information = build_native(root, build, Settings(), dataclasses.replace(found, compiler=NO_COMPILER))
+    assert tuple(information["parts"]) == PARTS
     assert set(reasons(information).values()) == {"no C++ compiler"}
 
 
-def test_no_torch_leaves_out_the_libraries(root: Path, tmp_path: Path, found: Tools) -> None:
+def test_no_torch_leaves_out_the_libraries_and_what_tells_of_them(root: Path, tmp_path: Path, found: Tools) -> None:
     tools = dataclasses.replace(found, torch=Missing("torch is not installed", "pip install torch"))
     information = build_native(root, tmp_path, Settings(max_jobs=2), tools)
     why = "torch is not installed"
-    assert reasons(information) == {"cpu": why, "cuda": why, "information": None}
+    assert reasons(information) == {"cpu": why, "cuda": why, "information": "neither library was built"}
+    assert not list(tmp_path.glob("*.so"))
 
 
 @pytest.mark.parametrize(
@@ -68,10 +75,10 @@ def test_no_torch_leaves_out_the_libraries(root: Path, tmp_path: Path, found: To
     ],
 )
 def test_what_was_asked_for_and_cannot_be_built_fails_with_a_sentence(
-    mode: str, lack: dict[str, Any], sentence: str, root: Path, tmp_path: Path, found: Tools
+    mode: str, lack: dict[str, Any], sentence: str, root: Path, build: Path, found: Tools
 ) -> None:
     with pytest.raises(BuildError, match=f"MEDNEXT_OPS_BUILD={mode} {sentence}"):
-        build_native(root, tmp_path, Settings(mode=mode), dataclasses.replace(found, **lack))
+        build_native(root, build, Settings(mode=mode), dataclasses.replace(found, **lack))
 
 
 def test_none_builds_nothing(root: Path, tmp_path: Path, found: Tools) -> None:
@@ -80,8 +87,8 @@ def test_none_builds_nothing(root: Path, tmp_path: Path, found: Tools) -> None:
     assert not list(tmp_path.glob("*.so"))
 
 
-def test_cpu_mode_does_not_look_at_nvcc(root: Path, tmp_path: Path, found: Tools) -> None:
-    information = build_native(root, tmp_path, Settings(mode="cpu", max_jobs=2), found)
+def test_cpu_mode_does_not_look_at_nvcc(root: Path, build: Path, found: Tools) -> None:
+    information = build_native(root, build, Settings(mode="cpu", max_jobs=2), found)
     assert information["parts"]["cpu"]["built"]
     assert information["cuda"] is None
     assert "asked for a build without it" in str(reasons(information)["cuda"])
@@ -94,24 +101,24 @@ def failing_nvcc(fake_tool: Callable[[str, str], Path]) -> Nvcc:
 
 
 def test_an_nvcc_that_fails_is_told_and_survived(
-    root: Path, tmp_path: Path, found: Tools, fake_tool: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
+    root: Path, build: Path, found: Tools, fake_tool: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tools = dataclasses.replace(found, nvcc=failing_nvcc(fake_tool))
-    information = build_native(root, tmp_path, Settings(max_jobs=2), tools)
+    information = build_native(root, build, Settings(max_jobs=2), tools)
     assert information["parts"]["cpu"]["built"]
     assert "unsupported GNU version" in str(reasons(information)["cuda"])
     out = capsys.readouterr().out
     assert "unsupported GNU version" in out
     assert "CUDA 13.0 does not know the architectures 80, 86, 89, 100, 120+PTX: left out" in out
     with pytest.raises(BuildError, match=r"asks for the cuda library.*unsupported GNU version"):
-        build_native(root, tmp_path, Settings(mode="cuda", max_jobs=2), tools)
+        build_native(root, build, Settings(mode="cuda", max_jobs=2), tools)
 
 
 def test_an_nvcc_that_knows_none_of_the_architectures_is_told(
-    root: Path, tmp_path: Path, found: Tools, fake_tool: Callable[[str, str], Path]
+    root: Path, build: Path, found: Tools, fake_tool: Callable[[str, str], Path]
 ) -> None:
     tools = dataclasses.replace(found, nvcc=failing_nvcc(fake_tool))
-    information = build_native(root, tmp_path, Settings(architectures="80;86", max_jobs=2), tools)
+    information = build_native(root, build, Settings(architectures="80;86", max_jobs=2), tools)
     assert reasons(information)["cuda"] == "CUDA 13.0 knows none of the architectures 80;86"
 
 
@@ -125,6 +132,7 @@ def test_a_second_build_compiles_nothing(
     assert "compile" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_record_and_the_binaries_hold_no_date_and_no_folder_of_this_machine(
     root: Path, tmp_path: Path, found: Tools
 ) -> None:
@@ -151,7 +159,3 @@ def test_the_cuda_library_builds_where_nvcc_is(root: Path, tmp_path: Path, found
     assert list(record["architectures"]) == ["75", "80+PTX"]
     assert check_symbols.main([str(tmp_path / record["file"])]) == 0
     assert ptxas_report.main([str(tmp_path)]) == 0
-
-
-def test_parts_have_one_list() -> None:
-    assert native.PARTS == ("cpu", "cuda", "information")
