@@ -18,6 +18,9 @@ __all__ = [
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+#: Asked once: torch 2.10 cannot compile the question.
+_AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(d))
+
 
 def triple(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int, int]:
     """``value`` for each of D, H, W: an int stands for all three."""
@@ -85,6 +88,6 @@ def pointwise_matrix(name: str, weight: torch.Tensor) -> torch.Tensor:
 def autocast_to(input: torch.Tensor) -> torch.Tensor:
     """``input`` in autocast's dtype where autocast is on. Parameters stay as they are: the kernels convert on load."""
     device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+    if device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device) and input.dtype != torch.float64:
         return input.to(torch.get_autocast_dtype(device))
     return input
