@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 
 import pytest
@@ -239,3 +240,12 @@ def test_second_derivatives_are_refused_with_a_sentence():
     (grad,) = torch.autograd.grad(block.ours("regular", (1, 1, 1), 4).sum(), block.input, create_graph=True)
     with pytest.raises(RuntimeError, match="has no gradient"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("with_grn", [False, True], ids=["", "grn"])
+def test_tiles_of_voxels_give_the_same_as_one_tile(monkeypatch, with_grn):
+    """A block larger than a tile: the reference goes through the hidden tensor in pieces."""
+    reference = importlib.import_module("mednext_ops.backends.reference.inverted_bottleneck")
+    block = Block.random("down", size=(16, 15, 14), channels=4, hidden=8, with_grn=with_grn)
+    monkeypatch.setitem(reference.TILE_ELEMENTS, "cpu", 1)  # 256 voxels, the least
+    assert_equals_eager(block, "down", (2, 2, 2), groups=4)

@@ -1,15 +1,22 @@
 """GroupNorm's affine map, 1x1x1 expansion, GELU, GRN, 1x1x1 compression, residual: forward and recomputing backward.
 
-Shapes: y [N, C, V], hidden [N, R, V] (R hidden channels), output [N, O, V]. The hidden tensors live inside one call.
-The backward needs only the block's saved tensors: everything else is made again.
+Shapes: y [N, C, V], hidden [N, R, V] (R hidden channels), output [N, O, V]. The work goes through tiles of voxels, so
+that no hidden tensor exists as a whole; GRN, which needs a norm over all voxels, goes through them twice. The backward
+needs only the block's saved tensors: everything else is made again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 
-from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds, memory_format_of
+from mednext_ops.backends.problem import (
+    InvertedBottleneckGradients,
+    InvertedBottleneckNeeds,
+    memory_format_of,
+)
 from mednext_ops.formulas import (
     accumulation_dtype,
     group_norm_affine,
@@ -22,6 +29,10 @@ __all__ = ["inverted_bottleneck", "inverted_bottleneck_backward"]
 
 #: Keeps the division of Global Response Normalisation finite (ConvNeXt V2, equation 2).
 GRN_EPS = 1e-6
+
+#: Elements of a hidden tile: on the CPU it stays in the cache, on an accelerator it fills the device.
+TILE_ELEMENTS = {"cpu": 2**19}
+TILE_ELEMENTS_ELSEWHERE = 2**25
 
 Grn = tuple[torch.Tensor, torch.Tensor]
 
@@ -40,17 +51,25 @@ def inverted_bottleneck(
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     """input [N, C, D, H, W], expand_weight [R, C], compress_weight [O, R] -> [N, O, D, H, W] in the input's dtype."""
-    compute = _compute_dtype(input)
-    _, hidden = _hidden(input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compute)
+    hidden = _Hidden(input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias)
+    response = None
     if grn is not None:
-        hidden = _GlobalResponse(hidden, *grn).applied(hidden)
-    output = pointwise(compress_weight, hidden)
-    if compress_bias is not None:
-        output += compress_bias.to(compute)[:, None]
-    output = output.reshape(input.shape[0], compress_weight.shape[0], *input.shape[2:])
-    if residual is not None:
-        output += residual.to(compute)
-    return output.to(input.dtype).contiguous(memory_format=memory_format_of(input))
+        square_sums = input.new_zeros(input.shape[0], expand_weight.shape[0], dtype=accumulation_dtype(input.dtype))
+        for _, _, h in hidden.tiles():
+            square_sums += _square_sums(h)
+        response = _GlobalResponse(square_sums, *grn)
+    shape = (input.shape[0], compress_weight.shape[0], *input.shape[2:])
+    output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format_of(input))
+    flat, added = output.flatten(2), None if residual is None else residual.flatten(2)
+    bias = None if compress_bias is None else compress_bias.to(hidden.dtype)[:, None]
+    for tile, _, h in hidden.tiles():
+        part = pointwise(compress_weight, h if response is None else response.applied(h))
+        if bias is not None:
+            part += bias
+        if added is not None:
+            part += added[:, :, tile].to(hidden.dtype)
+        flat[:, :, tile] = part
+    return output
 
 
 def inverted_bottleneck_backward(
@@ -67,86 +86,122 @@ def inverted_bottleneck_backward(
     needs: InvertedBottleneckNeeds,
 ) -> InvertedBottleneckGradients:
     """The gradients of :func:`inverted_bottleneck` that ``needs`` names, from the forward's inputs alone."""
-    compute, total = _compute_dtype(input), accumulation_dtype(input.dtype)
-    preactivation, hidden = _hidden(input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compute)
-    grad_output = grad_output.to(compute).flatten(2)  # [N, O, V]
+    total = accumulation_dtype(input.dtype)
+    hidden = _Hidden(input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias)
+    grads = grad_output.flatten(2)  # [N, O, V]
     needs_hidden = needs.input or needs.norm or needs.expand
-    compress = compress_weight.to(total)
-    found: dict[str, torch.Tensor] = {}
+    expand, compress = expand_weight.to(total), compress_weight.to(total)
+    batch, channels, rows, outputs = input.shape[0], input.shape[1], expand.shape[0], compress.shape[0]
+    output_sums = input.new_zeros(batch, outputs, dtype=total)
+    output_hidden = input.new_zeros(batch, outputs, rows, dtype=total)
+    square_sums = input.new_zeros(batch, rows, dtype=total)
+    hidden_sums = input.new_zeros(batch, rows, dtype=total)
+    hidden_normalized = input.new_zeros(batch, rows, channels, dtype=total)
+    grad = torch.empty_like(input, memory_format=memory_format_of(input)) if needs.input else None
+    flat = None if grad is None else grad.flatten(2)
 
-    output_sums = grad_output.sum(2, dtype=total)  # [N, O]
-    if needs.compress or grn is not None:
-        output_hidden = pointwise_weight_gradient(grad_output, hidden)  # [N, O, R]
-        found["compress_weight"], found["compress_bias"] = output_hidden.sum(0), output_sums.sum(0)
-    grad_hidden = pointwise(compress_weight.t(), grad_output) if needs_hidden else None  # [N, R, V]
+    def accumulate_compression(g: torch.Tensor, h: torch.Tensor) -> None:
+        output_sums.add_(g.sum(2, dtype=total))
+        output_hidden.add_(pointwise_weight_gradient(g, h))
+
+    response = hidden_dot = None
     if grn is not None:
-        response = _GlobalResponse(hidden, *grn)
-        found["compress_weight"] = (output_hidden * response.gain[:, None, :, 0]).sum(0)
-        found["compress_weight"] += torch.outer(output_sums.sum(0), grn[1].to(total))
-        # The sum over the voxels of grad_hidden * hidden, without a pass over them: the compression is linear.
+        for tile, _, h in hidden.tiles():
+            square_sums += _square_sums(h)
+            accumulate_compression(grads[:, :, tile].to(hidden.dtype), h)
+        response = _GlobalResponse(square_sums, *grn)
+        # The sum over the voxels of the hidden gradient times h, without a pass over them: the compression is linear.
         hidden_dot = (output_hidden * compress).sum(1)  # [N, R]
+    for tile, preactivation, h in hidden.tiles() if needs_hidden or (needs.compress and grn is None) else ():
+        g = grads[:, :, tile].to(hidden.dtype)
+        if needs.compress and grn is None:
+            accumulate_compression(g, h)
+        if not needs_hidden:
+            continue
+        grad_hidden = pointwise(compress_weight.t(), g)  # [N, R, tile]
+        if response is not None and hidden_dot is not None:
+            grad_hidden = response.gradient(grad_hidden, h, hidden_dot)
+        grad_preactivation = torch.ops.aten.gelu_backward(grad_hidden, preactivation)
+        hidden_sums += grad_preactivation.sum(2, dtype=total)
+        hidden_normalized += pointwise_weight_gradient(grad_preactivation, hidden.normalized(tile))
+        if flat is not None:
+            flat[:, :, tile] = pointwise(expand_weight.t(), grad_preactivation)
+
+    found: dict[str, torch.Tensor | None] = {}
+    if needs.compress or grn is not None:
+        found["compress_weight"], found["compress_bias"] = output_hidden.sum(0), output_sums.sum(0)
+    if response is not None and hidden_dot is not None and grn is not None:
+        by_gain = (output_hidden * response.gain[:, None, :, 0]).sum(0)
+        found["compress_weight"] = by_gain + torch.outer(output_sums.sum(0), grn[1].to(total))
         found["grn_gamma"] = (response.normalized[:, :, 0] * hidden_dot).sum(0)
         found["grn_beta"] = output_sums.sum(0) @ compress
-        if grad_hidden is not None:
-            grad_hidden = response.gradient(grad_hidden, hidden, hidden_dot)
-    del hidden
-    if grad_hidden is None:
-        return InvertedBottleneckGradients(**found)
-
-    grad_preactivation = torch.ops.aten.gelu_backward(grad_hidden, preactivation)  # [N, R, V]
-    del grad_hidden, preactivation
-    channels = input.shape[1]
-    centred = input.flatten(2).to(total) - per_channel(mean, channels)[:, :, None]
-    normalized = (centred * per_channel(rstd, channels)[:, :, None]).to(compute)
-    expand = expand_weight.to(total)
-    hidden_sums = grad_preactivation.sum(2, dtype=total)  # [N, R]
-    hidden_normalized = pointwise_weight_gradient(grad_preactivation, normalized)  # [N, R, C]
-    found["grad_sum"] = hidden_sums @ expand
-    found["grad_dot_normalized"] = (hidden_normalized * expand).sum(1)
-    found["expand_bias"] = hidden_sums.sum(0)
-    found["expand_weight"] = hidden_normalized.sum(0) * norm_weight.to(total)
-    found["expand_weight"] += torch.outer(found["expand_bias"], norm_bias.to(total))
-    if needs.input:
-        grad = pointwise(expand_weight.t(), grad_preactivation).reshape(input.shape)
-        found["grad"] = grad.to(input.dtype).contiguous(memory_format=memory_format_of(input))
+    if needs_hidden:
+        found["grad"] = grad
+        found["grad_sum"] = hidden_sums @ expand
+        found["grad_dot_normalized"] = (hidden_normalized * expand).sum(1)
+        found["expand_bias"] = hidden_sums.sum(0)
+        by_scale = hidden_normalized.sum(0) * norm_weight.to(total)
+        found["expand_weight"] = by_scale + torch.outer(hidden_sums.sum(0), norm_bias.to(total))
     return InvertedBottleneckGradients(**found)
 
 
-def _compute_dtype(input: torch.Tensor) -> torch.dtype:
-    """16-bit products run as they are on accelerators and in float32 on the CPU."""
-    return accumulation_dtype(input.dtype) if input.device.type == "cpu" else input.dtype
-
-
-def _hidden(
-    input: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    expand_weight: torch.Tensor,
-    expand_bias: torch.Tensor | None,
-    compute: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The expansion before and after GELU, both [N, R, V].
+class _Hidden:
+    """The hidden tensor, made tile by tile, as often as it is asked for.
 
     The affine map is applied on load, in float32: folded into 16-bit weights it would cancel where |mean| >> std.
+    16-bit products run as they are on accelerators and in float32 on the CPU.
     """
-    scale, shift = group_norm_affine(mean, rstd, norm_weight, norm_bias)
-    flat = input.flatten(2)
-    normalized = torch.addcmul(shift[:, :, None], scale[:, :, None], flat.to(scale.dtype)).to(compute)
-    preactivation = pointwise(expand_weight, normalized)
-    if expand_bias is not None:
-        preactivation += expand_bias.to(compute)[:, None]
-    return preactivation, F.gelu(preactivation)
+
+    def __init__(
+        self,
+        input: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+        norm_weight: torch.Tensor,
+        norm_bias: torch.Tensor,
+        expand_weight: torch.Tensor,
+        expand_bias: torch.Tensor | None,
+    ) -> None:
+        total = accumulation_dtype(input.dtype)
+        self.dtype = total if input.device.type == "cpu" else input.dtype
+        self.flat = input.flatten(2)
+        self.scale, self.shift = (t[:, :, None] for t in group_norm_affine(mean, rstd, norm_weight, norm_bias))
+        channels = input.shape[1]
+        self.mean, self.rstd = per_channel(mean, channels)[:, :, None], per_channel(rstd, channels)[:, :, None]
+        self.weight = expand_weight
+        self.bias = None if expand_bias is None else expand_bias.to(self.dtype)[:, None]
+        elements = TILE_ELEMENTS.get(input.device.type, TILE_ELEMENTS_ELSEWHERE)
+        self.step = max(elements // max(input.shape[0] * expand_weight.shape[0], 1), 256)
+
+    def tiles(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Each tile's voxels, and the expansion before and after GELU, both [N, R, tile]."""
+        voxels = self.flat.shape[2]
+        for begin in range(0, voxels, self.step):
+            tile = slice(begin, min(begin + self.step, voxels))
+            values = self.flat[:, :, tile].to(self.scale.dtype)
+            affine = torch.addcmul(self.shift, self.scale, values).to(self.dtype)
+            preactivation = pointwise(self.weight, affine)
+            if self.bias is not None:
+                preactivation += self.bias
+            yield tile, preactivation, F.gelu(preactivation)
+
+    def normalized(self, tile: slice) -> torch.Tensor:
+        """The tile of the input less its mean, over its deviation: [N, C, tile]."""
+        return ((self.flat[:, :, tile].to(self.mean.dtype) - self.mean) * self.rstd).to(self.dtype)
+
+
+def _square_sums(hidden: torch.Tensor) -> torch.Tensor:
+    """Sum of the squares over the voxels, [N, R]."""
+    return torch.linalg.vector_norm(hidden, dim=2, dtype=accumulation_dtype(hidden.dtype)).square()
 
 
 class _GlobalResponse:
     """Global Response Normalisation of a hidden tensor h [N, R, V]: ``h * (1 + gamma * normalized) + beta``."""
 
-    def __init__(self, hidden: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> None:
-        total = accumulation_dtype(hidden.dtype)
+    def __init__(self, square_sums: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> None:
+        total = square_sums.dtype
         self.gamma, self.beta = gamma.to(total)[:, None], beta.to(total)[:, None]
-        self.norm = torch.linalg.vector_norm(hidden, dim=2, keepdim=True, dtype=total)  # [N, R, 1]
+        self.norm = square_sums.sqrt()[:, :, None]  # [N, R, 1]
         self.denominator = self.norm.mean(1, keepdim=True) + GRN_EPS  # [N, 1, 1]
         self.normalized = self.norm / self.denominator
         self.gain = 1 + self.gamma * self.normalized
