@@ -31,8 +31,9 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	touch $@
 
 # The tests import the installed package: `pytest` (unlike `python -m pytest`) does not put this folder on the path.
+# Idle threads sleep: on a shared machine those that spin take the cores from those that work.
 test: $(VENV)/.installed
-	$(BIN)/pytest $(PYTEST_OPTIONS)
+	OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST_OPTIONS)
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet '.[demo,test,dev]'
