@@ -3,6 +3,8 @@
 Each session downloads a whole torch. The CUDA library is loaded where torch has CUDA; no GPU is needed.
 """
 
+import sys
+
 import nox
 
 nox.options.default_venv_backend = "venv"
@@ -16,7 +18,8 @@ def one_wheel(session: nox.Session, torch: str) -> None:
     wheels = session.cache_dir / "wheel"
     if torch == TORCH[0]:
         # Against the torch of the environment that runs nox: its headers give the stable ABI, whatever its version.
-        session.run("python3", "-m", "pip", "wheel", "--no-deps", "-w", str(wheels), ".", external=True)
+        build = {"MEDNEXT_OPS_BUILD": "cuda"}  # both libraries, or an error
+        session.run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(wheels), ".", env=build, external=True)
     (wheel,) = wheels.glob("mednext_ops-*.whl")
     session.install(f"torch=={torch}", "numpy", "pytest", "pytest-xdist", "hypothesis")
     session.install("--no-deps", "--force-reinstall", str(wheel))
