@@ -1,20 +1,31 @@
-"""The three native parts: their sources, their flags, and the ninja edges that make each."""
+"""The native parts: their sources, their flags, and the ninja edges that make each."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from build_tools.architectures import Architecture
 from build_tools.ninja_file import NinjaFile
-from build_tools.toolchain import MINIMUM_TORCH, Compiler, Nvcc, PybindModule, Torch
+from build_tools.toolchain import MINIMUM_TORCH, Compiler, CudaHeaders, Nvcc, PybindModule, Torch
 
-__all__ = ["CPU_LIBRARY", "CUDA_LIBRARY", "INFORMATION_MODULE", "Artefact", "cpu", "cuda", "information"]
+__all__ = [
+    "CPU_LIBRARY",
+    "CUDA_LIBRARY",
+    "EMULATED_LIBRARY",
+    "INFORMATION_MODULE",
+    "Artefact",
+    "cpu",
+    "cuda",
+    "emulated",
+    "information",
+]
 
 CPU_LIBRARY = "libmednext_ops_cpu.so"
 CUDA_LIBRARY = "libmednext_ops_cuda.so"
+EMULATED_LIBRARY = "libmednext_ops_emulated.so"
 INFORMATION_MODULE = "_build_information"
 
 #: No -march: one binary runs on every machine of its kind. No fast-math: results are part of the contract.
@@ -26,6 +37,13 @@ _CXX_FLAGS = [
 _NVCC_FLAGS = [
     *("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"),
     "-Xptxas=-v,--warn-on-spills",
+]
+#: Kernels as plain C++; device.h stands for what nvcc declares by itself.
+_EMULATED_FLAGS = ["-DMEDNEXT_OPS_EMULATED", "-Wno-unknown-pragmas", "-g1"]
+#: Any finding ends the program. vptr: hidden classes of two libraries are not the same to it.
+_SANITIZER_FLAGS = [
+    *("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
+    "-O1",
 ]
 _LINK_FLAGS = ["-shared", "-Wl,--as-needed", "-Wl,-z,now", "-Wl,--build-id=none"]
 
@@ -59,7 +77,9 @@ def _compile(
     ninja: NinjaFile, build: Path, name: str, sources: list[Path], compiler: Compiler, flags: list[str]
 ) -> list[Path]:
     rule = f"compile_{name}"
-    ninja.rule(rule, f"{shlex.quote(compiler.command)} {_join(flags)} -MMD -MF $out.d -c $in -o $out", depfile=True)
+    # -x c++: the emulation compiles .cu files, which the compiler does not know by their ending.
+    command = f"{shlex.quote(compiler.command)} {_join(flags)} -MMD -MF $out.d -x c++ -c $in -o $out"
+    ninja.rule(rule, command, depfile=True)
     objects = [build / name / source.with_suffix(".o") for source in sources]
     for source, target in zip(sources, objects, strict=True):
         ninja.edge(target, rule, [source])
@@ -193,3 +213,35 @@ def information(
     file = INFORMATION_MODULE + pybind.suffix
     _link(ninja, build, "information_module", file, objects, compiler, [])
     return Artefact("information", file, compiler.version, tuple(_CXX_FLAGS))
+
+
+def emulated(
+    ninja: NinjaFile,
+    root: Path,
+    build: Path,
+    compiler: Compiler,
+    torch: Torch,
+    headers: CudaHeaders,
+    *,
+    sanitize: bool = False,
+    kernels: Mapping[str, list[Path]] | None = None,
+) -> Artefact:
+    """The CUDA kernels and their bindings compiled as plain C++, on the emulation (csrc/emulation), for CPU tensors.
+
+    ``sanitize`` adds AddressSanitizer and UBSan. ``kernels``: more libraries, each of the emulation and of sources
+    below ``root`` that know no torch, by file name.
+    """
+    flags = [*_CXX_FLAGS, *_EMULATED_FLAGS, *(_SANITIZER_FLAGS if sanitize else ()), f"-isystem{headers.include}"]
+    kernel_flags = [*flags, "-includecsrc/emulation/device.h"]
+    emulation = _compile(ninja, build, "emulation", _sources(root, "csrc/emulation/*.cpp"), compiler, flags)
+    objects = _compile(ninja, build, "emulated_kernel", _sources(root, "csrc/cuda/*/*.cu"), compiler, kernel_flags)
+    # cuda_versions.cpp asks the CUDA runtime, of which there is none here.
+    bindings = [s for s in _sources(root, "csrc/bindings/cuda_*.cpp") if s.name != "cuda_versions.cpp"]
+    objects += _compile(ninja, build, "emulated_binding", bindings, compiler, [*flags, *_torch_flags(torch)])
+    libraries = [*(_SANITIZER_FLAGS if sanitize else ()), "-lpthread"]
+    link = [*libraries, f"-L{torch.lib}", "-ltorch_cpu"]
+    _link(ninja, build, "emulated", EMULATED_LIBRARY, emulation + objects, compiler, link)
+    for number, (file, sources) in enumerate((kernels or {}).items()):
+        extra = _compile(ninja, build, f"extra_kernel_{number}", sources, compiler, kernel_flags)
+        _link(ninja, build, f"extra_{number}", file, emulation + extra, compiler, libraries)
+    return Artefact("emulated", EMULATED_LIBRARY, compiler.version, tuple(flags))

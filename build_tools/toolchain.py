@@ -28,6 +28,7 @@ __all__ = [
     "PYPI_NVCC_VERSION",
     "REINSTALL",
     "Compiler",
+    "CudaHeaders",
     "Missing",
     "Nvcc",
     "PybindModule",
@@ -35,6 +36,7 @@ __all__ = [
     "driver_cuda_version",
     "driver_present",
     "find_compiler",
+    "find_cuda_headers",
     "find_ninja",
     "find_nvcc",
     "find_pybind",
@@ -57,6 +59,7 @@ PYPI_NVCC = tuple(
 REINSTALL = "install again with pip install --force-reinstall --no-deps --no-cache-dir"
 
 _MINIMUM_NVCC = (12, 0)  # the first that speaks C++20
+_HEADERS = ("cuda.h", "cuda_runtime_api.h", "crt/host_defines.h", "cuda_fp16.h", "cuda_bf16.h", "nv/target")
 _PROBE = "#include <bit>\n#include <cstdint>\nint main() { return std::bit_cast<std::int32_t>(0.0f); }\n"
 
 
@@ -107,6 +110,13 @@ class Nvcc:
     @property
     def release(self) -> str:
         return f"{self.version[0]}.{self.version[1]}"
+
+
+@dataclass(frozen=True)
+class CudaHeaders:
+    """CUDA's headers without its compiler: types and conversions, which any C++ compiler reads."""
+
+    include: Path
 
 
 @dataclass(frozen=True)
@@ -270,6 +280,20 @@ def _examine_nvcc(command: str, origin: str) -> Nvcc | str:
         return f"{command} comes without CUDA's {lacking}"
     known = frozenset(int(n) for n in re.findall(r"compute_(\d+)\b", run_tool(command, "--list-gpu-arch")[1]))
     return Nvcc(command, version, include, library / "libcudart_static.a", known, origin)
+
+
+def find_cuda_headers(directories: Iterable[Path], nvcc: Nvcc | Missing) -> CudaHeaders | Missing:
+    """The headers of the toolkit that was found, or of PyPI's packages."""
+    candidates = [nvcc.include] if isinstance(nvcc, Nvcc) else []
+    candidates += [d / "nvidia" / f"cu{PYPI_NVCC_VERSION[0]}" / "include" for d in directories]
+    for include in candidates:
+        if all((include / name).is_file() for name in _HEADERS):
+            return CudaHeaders(include)
+    packages = " ".join(repr(p) for p in PYPI_NVCC if "runtime" in p or "cccl" in p or "crt" in p)
+    return Missing(
+        f"no CUDA headers ({', '.join(_HEADERS)}) in a toolkit or among Python packages",
+        f"install a CUDA toolkit or: pip install {packages}",
+    )
 
 
 def _first_with(root: Path, patterns: tuple[str, ...], file: str) -> Path | None:

@@ -1,28 +1,60 @@
 // Where a CUDA binding runs: the tensor's device, torch's current stream on it, and what a failed launch says.
+//
+// The same bindings serve the emulated kernels on CPU tensors: there is no device to choose then, and no stream.
 #pragma once
 
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <initializer_list>
+#include <vector>
 
 #include "../cuda/common/scalar_type.h"
 #include "arguments.h"
+
+// Opens the registration of an op's CUDA implementation.
+#ifdef MEDNEXT_OPS_EMULATED
+#define MEDNEXT_OPS_CUDA_LIBRARY(library) STABLE_TORCH_LIBRARY_IMPL(mednext_ops_emulated, CPU, library)
+#else
+#define MEDNEXT_OPS_CUDA_LIBRARY(library) STABLE_TORCH_LIBRARY_IMPL(mednext_ops_native, CUDA, library)
+#endif
 
 namespace mednext_ops::bindings {
 
 // Makes the tensor's device current as long as it lives.
 class CudaContext {
   public:
+#ifdef MEDNEXT_OPS_EMULATED
+    explicit CudaContext(const Tensor&) {}
+#else
     explicit CudaContext(const Tensor& tensor) : guard_(tensor.get_device_index()) {
         void* stream = nullptr;
         STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
         stream_ = static_cast<cudaStream_t>(stream);
     }
+#endif
 
     cudaStream_t stream() const { return stream_; }
 
+    // An uninitialised tensor on the device of `like`. Under emulation every byte is 0xff, which is NaN: what a kernel
+    // does not write, or reads before it is written, shows.
+    Tensor empty(const Tensor& like, std::initializer_list<std::int64_t> sizes, ScalarType type) const {
+        Tensor fresh = torch::stable::new_empty(like, std::vector<std::int64_t>(sizes), type);
+#ifdef MEDNEXT_OPS_EMULATED
+        const auto bytes = static_cast<std::size_t>(fresh.numel()) * static_cast<std::size_t>(fresh.element_size());
+        if (bytes > 0) std::memset(fresh.mutable_data_ptr(), 0xff, bytes);
+#endif
+        return fresh;
+    }
+
   private:
+#ifndef MEDNEXT_OPS_EMULATED
     torch::stable::accelerator::DeviceGuard guard_;
+#endif
     cudaStream_t stream_ = nullptr;
 };
 

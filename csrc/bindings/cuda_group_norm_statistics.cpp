@@ -1,6 +1,4 @@
-// mednext_ops_native::group_norm_statistics on CUDA tensors.
-#include <torch/csrc/stable/library.h>
-
+// group_norm_statistics by the CUDA kernels.
 #include <tuple>
 
 #include "../cuda/group_norm/statistics.h"
@@ -21,8 +19,8 @@ std::tuple<Tensor, Tensor> group_norm_statistics(const Tensor& input, std::int64
 
     const CudaContext context(input);
     const Volume volume = dense_volume(input);
-    Tensor mean = torch::stable::new_empty(input, {volume.batch, num_groups}, ScalarType::Float);
-    Tensor rstd = torch::stable::new_empty(input, {volume.batch, num_groups}, ScalarType::Float);
+    Tensor mean = context.empty(input, {volume.batch, num_groups}, ScalarType::Float);
+    Tensor rstd = context.empty(input, {volume.batch, num_groups}, ScalarType::Float);
     const kernels::StatisticsProblem problem{volume.tensor.const_data_ptr(),
                                              cuda_scalar_type(input),
                                              volume.channels_last,
@@ -31,8 +29,7 @@ std::tuple<Tensor, Tensor> group_norm_statistics(const Tensor& input, std::int64
                                              volume.voxels,
                                              num_groups,
                                              eps};
-    Tensor workspace =
-        torch::stable::new_empty(input, {kernels::statistics_workspace_bytes(problem)}, ScalarType::Byte);
+    Tensor workspace = context.empty(input, {kernels::statistics_workspace_bytes(problem)}, ScalarType::Byte);
     require_launched(op, kernels::launch_statistics(problem, workspace.mutable_data_ptr(),
                                                     static_cast<float*>(mean.mutable_data_ptr()),
                                                     static_cast<float*>(rstd.mutable_data_ptr()), context.stream()));
@@ -42,6 +39,6 @@ std::tuple<Tensor, Tensor> group_norm_statistics(const Tensor& input, std::int64
 }  // namespace
 }  // namespace mednext_ops::bindings
 
-STABLE_TORCH_LIBRARY_IMPL(mednext_ops_native, CUDA, library) {
+MEDNEXT_OPS_CUDA_LIBRARY(library) {
     library.impl("group_norm_statistics", TORCH_BOX(&mednext_ops::bindings::group_norm_statistics));
 }

@@ -5,10 +5,9 @@
 // Every merge here has a fixed order: the same input gives the same bits.
 #pragma once
 
-namespace mednext_ops::cuda {
+#include "warp.h"
 
-constexpr unsigned kFullWarp = 0xffffffffu;
-constexpr int kWarpSize = 32;
+namespace mednext_ops::cuda {
 
 // Real is float inside a block of threads, and double where the results of many blocks come together.
 template <typename Real>

@@ -6,8 +6,10 @@
 #include <climits>
 #include <cstdint>
 
+#include "../common/launch.h"
 #include "../common/moments.cuh"
 #include "../common/scalar_types.cuh"
+#include "../common/shared_memory.cuh"
 #include "statistics.h"
 
 namespace mednext_ops::cuda::group_norm {
@@ -93,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
         mine = merge(mine, moments_of(loaded, count));
     }
 
-    __shared__ Moments<float> of_warp[kWarps];
+    MEDNEXT_OPS_SHARED(of_warp, Moments<float>[kWarps]);
     mine = merge_warp(mine);
     if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = mine;
     __syncthreads();
@@ -136,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
         mine = merge(mine, moments_of(loaded, count));
     }
 
-    __shared__ Moments<float> of_warp[kWarps][kWarpSize];
+    MEDNEXT_OPS_SHARED(of_warp, Moments<float>[kWarps][kWarpSize]);
     of_warp[warp][lane] = mine;
     __syncthreads();
     if (warp == 0 && channel < channels) {
@@ -172,19 +174,18 @@ __global__ void __launch_bounds__(kFinalizeThreads, kBlocksPerProcessor)
 // ---- launch ----
 
 template <typename T>
-void launch_moments(const StatisticsProblem& p, const Plan& plan, Moments<double>* moments, cudaStream_t stream) {
+cudaError_t launch_moments(const StatisticsProblem& p, const Plan& plan, Moments<double>* moments,
+                           cudaStream_t stream) {
     constexpr int kWidth = 16 / sizeof(T);  // one 128-bit load
     const T* input = static_cast<const T*>(p.input);
-    const auto blocks = static_cast<unsigned>(plan.blocks);
+    const LaunchShape shape{static_cast<unsigned>(plan.blocks), kThreads, 0, stream};
     const bool aligned = reinterpret_cast<std::uintptr_t>(input) % 16 == 0 && plan.run_length % kWidth == 0;
     if (p.channels_last) {
-        channels_last_moments<T>
-            <<<blocks, kThreads, 0, stream>>>(input, p.channels, p.voxels, plan.tiles, plan.channel_tiles, moments);
-    } else if (aligned) {
-        contiguous_moments<T, kWidth><<<blocks, kThreads, 0, stream>>>(input, plan.run_length, plan.tiles, moments);
-    } else {
-        contiguous_moments<T, 1><<<blocks, kThreads, 0, stream>>>(input, plan.run_length, plan.tiles, moments);
+        return launch<channels_last_moments<T>>(shape, input, p.channels, p.voxels, plan.tiles, plan.channel_tiles,
+                                                moments);
     }
+    if (aligned) return launch<contiguous_moments<T, kWidth>>(shape, input, plan.run_length, plan.tiles, moments);
+    return launch<contiguous_moments<T, 1>>(shape, input, plan.run_length, plan.tiles, moments);
 }
 
 }  // namespace
@@ -203,12 +204,12 @@ cudaError_t launch_statistics(const StatisticsProblem& p, void* workspace, float
 
     auto* moments = static_cast<Moments<double>*>(workspace);
     if (plan.blocks > 0) {
-        with_scalar_type(p.type, [&]<typename T>(const T*) { launch_moments<T>(p, plan, moments, stream); });
-        if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+        const cudaError_t error =
+            with_scalar_type(p.type, [&]<typename T>(const T*) { return launch_moments<T>(p, plan, moments, stream); });
+        if (error != cudaSuccess) return error;
     }
-    finalize<<<static_cast<unsigned>(finalize_blocks), kFinalizeThreads, 0, stream>>>(
-        moments, plan.groups, plan.moments_per_group, p.eps, mean, rstd);
-    return cudaGetLastError();
+    return launch<finalize>({static_cast<unsigned>(finalize_blocks), kFinalizeThreads, 0, stream}, moments, plan.groups,
+                            plan.moments_per_group, p.eps, mean, rstd);
 }
 
 }  // namespace mednext_ops::cuda::group_norm

@@ -1,0 +1,67 @@
+#include "grid.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <mutex>
+#include <thread>
+
+namespace mednext_ops::emulation {
+namespace {
+
+constexpr unsigned kMostThreads = 1024;
+// The most that any architecture gives a block, and what SharedLayout adds between pieces under emulation.
+constexpr std::size_t kMostSharedBytes = 227 * 1024 + 8 * 1024;
+
+bool possible(const Launch& launch) {
+    const dim3& g = launch.grid;
+    const dim3& b = launch.block;
+    const std::uint64_t threads = std::uint64_t{b.x} * b.y * b.z;
+    return g.x > 0 && g.y > 0 && g.z > 0 && g.x <= 0x7fffffffu && g.y <= 65535 && g.z <= 65535 && threads > 0 &&
+           threads <= kMostThreads && b.z <= 64 && launch.shared_bytes <= kMostSharedBytes;
+}
+
+}  // namespace
+
+cudaError_t run_grid(const Launch& launch) {
+    if (!possible(launch)) return cudaErrorInvalidConfiguration;
+    const Settings settings = current_settings();
+    const std::uint64_t blocks = std::uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
+    std::vector<std::uint64_t> order(blocks);
+    for (std::uint64_t i = 0; i < blocks; ++i) order[i] = i;
+    std::uint64_t random = settings.seed;
+    arrange(order, settings.order, random);
+
+    std::atomic<std::uint64_t> next{0};
+    std::mutex mutex;
+    std::uint64_t failed_at = std::numeric_limits<std::uint64_t>::max();
+    std::exception_ptr failure;
+    const auto work = [&] {
+        Block block(launch, settings);
+        for (std::uint64_t at = next++; at < blocks; at = next++) {
+            const std::uint64_t number = order[at];
+            try {
+                block.run({static_cast<unsigned>(number % launch.grid.x),
+                           static_cast<unsigned>(number / launch.grid.x % launch.grid.y),
+                           static_cast<unsigned>(number / launch.grid.x / launch.grid.y)});
+            } catch (...) {
+                const std::lock_guard lock(mutex);
+                if (at < failed_at) {
+                    failed_at = at;
+                    failure = std::current_exception();
+                }
+                next = blocks;  // the blocks before this one have all been begun
+            }
+        }
+    };
+
+    const auto workers = static_cast<unsigned>(std::min<std::uint64_t>(settings.workers, blocks));
+    std::vector<std::thread> others;
+    for (unsigned i = 1; i < workers; ++i) others.emplace_back(work);
+    work();
+    for (std::thread& other : others) other.join();
+    if (failure) std::rethrow_exception(failure);
+    return cudaSuccess;
+}
+
+}  // namespace mednext_ops::emulation
