@@ -39,7 +39,7 @@ _NVCC_FLAGS = [
     "-Xptxas=-v,--warn-on-spills",
 ]
 #: Kernels as plain C++; device.h stands for what nvcc declares by itself.
-_EMULATED_FLAGS = ["-DMEDNEXT_OPS_EMULATED", "-Wno-unknown-pragmas", "-g1"]
+_EMULATED_FLAGS = ["-DMEDNEXT_OPS_EMULATED", "-Wno-unknown-pragmas", "-Wno-psabi", "-g1"]
 #: Any finding ends the program. vptr: hidden classes of two libraries are not the same to it.
 _SANITIZER_FLAGS = [
     *("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),

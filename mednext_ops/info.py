@@ -19,7 +19,14 @@ from mednext_ops import backends, native
 
 __all__ = ["collect", "describe", "main"]
 
-_VARIABLES = ("MEDNEXT_OPS_BACKEND", "MEDNEXT_OPS_BUILD", "MEDNEXT_OPS_CUDA_ARCHS", "MAX_JOBS", "CUDA_VISIBLE_DEVICES")
+_VARIABLES = (
+    "MEDNEXT_OPS_BACKEND",
+    "MEDNEXT_OPS_BUILD",
+    "MEDNEXT_OPS_CUDA_ARCHS",
+    "MEDNEXT_OPS_EMULATED_LIBRARY",
+    "MAX_JOBS",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 def collect() -> dict[str, Any]:

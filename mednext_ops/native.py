@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 
 __all__ = [
+    "EMULATED_LIBRARY_VARIABLE",
+    "EMULATED_NAMESPACE",
     "MINIMUM_TORCH",
     "NAMESPACE",
     "REINSTALL",
@@ -27,11 +30,16 @@ __all__ = [
     "compiled_facts",
     "covers",
     "cuda_runtime_problem",
+    "emulated_library",
     "libraries",
     "missing_part",
 ]
 
 NAMESPACE = "mednext_ops_native"
+
+#: The same operators by the CUDA kernels on CPU tensors; declared only where the emulated library is loaded.
+EMULATED_NAMESPACE = "mednext_ops_emulated"
+EMULATED_LIBRARY_VARIABLE = "MEDNEXT_OPS_EMULATED_LIBRARY"
 
 #: The oldest torch whose stable ABI the libraries use.
 MINIMUM_TORCH = (2, 10)
@@ -142,6 +150,38 @@ _states = {"cpu": _load("cpu", _torch_lacks), "cuda": _load("cuda", _torch_lacks
 def libraries() -> dict[str, LibraryState]:
     """The state of each library, by the name of the backend that it serves."""
     return dict(_states)
+
+
+@functools.cache
+def emulated_library() -> LibraryState:
+    """The emulated library (docs/emulation.md), loaded from where MEDNEXT_OPS_EMULATED_LIBRARY says at the first call.
+
+    It is part of no wheel: tests build it from the sources.
+    """
+    file = os.environ.get(EMULATED_LIBRARY_VARIABLE, "").strip()
+    mend = (
+        f"it is for tests: build it in a clone with python -m build_tools.emulated and set {EMULATED_LIBRARY_VARIABLE} "
+        f"to the file that this prints"
+    )
+    if not file:
+        return LibraryState("libmednext_ops_emulated.so", False, f"{EMULATED_LIBRARY_VARIABLE} is not set", mend)
+    if not os.path.isfile(file):
+        return LibraryState(file, False, f"{EMULATED_LIBRARY_VARIABLE} is {file!r}, which is no file", mend)
+    lack = _torch_lacks()
+    if lack is not None:
+        return LibraryState(file, False, *lack)
+    global _emulated
+    _emulated = torch.library.Library(EMULATED_NAMESPACE, "DEF")
+    for schema in SCHEMAS:
+        _emulated.define(schema)
+    try:
+        torch.ops.load_library(file)
+    except Exception as error:  # as for the other libraries
+        return LibraryState(file, False, f"it does not load: {error}", mend)
+    return LibraryState(file, True)
+
+
+_emulated: torch.library.Library | None = None  # kept: its operators go when it goes
 
 
 def cuda_runtime_problem() -> str | None:

@@ -45,7 +45,8 @@ ENVIRONMENT_VARIABLE = "MEDNEXT_OPS_BACKEND"
 
 #: Tried in this order for a tensor on that type of device; any other device goes to the reference.
 DEFAULT_ORDER: dict[str, tuple[str, ...]] = {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")}
-_ALL = ("cuda", "cpu", "reference")
+#: The last one runs only where it is asked for by name.
+_ALL = ("cuda", "cpu", "reference", "emulated")
 
 _forced: tuple[str, ...] | None = None
 
@@ -95,7 +96,7 @@ def use_backend(*names: str) -> Iterator[None]:
     environment variable ``MEDNEXT_OPS_BACKEND`` (names separated by commas) does the same for a whole program.
 
     Args:
-        names: of ``"cuda"``, ``"cpu"``, ``"reference"``.
+        names: of ``"cuda"``, ``"cpu"``, ``"reference"``, ``"emulated"``.
 
     Raises:
         ValueError: a name is unknown.
