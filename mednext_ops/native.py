@@ -171,9 +171,10 @@ def emulated_library() -> LibraryState:
     if lack is not None:
         return LibraryState(file, False, *lack)
     global _emulated
-    _emulated = torch.library.Library(EMULATED_NAMESPACE, "DEF")
-    for schema in SCHEMAS:
-        _emulated.define(schema)
+    if _emulated is None:
+        _emulated = torch.library.Library(EMULATED_NAMESPACE, "DEF")
+        for schema in SCHEMAS:
+            _emulated.define(schema)
     try:
         torch.ops.load_library(file)
     except Exception as error:  # as for the other libraries

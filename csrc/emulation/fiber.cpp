@@ -84,6 +84,8 @@ namespace mednext_ops::emulation {
 namespace {
 
 // Kernels keep a few KiB of arrays on their stacks; instrumented code takes several times as much.
+constexpr std::size_t kOffsets = 29;
+constexpr std::size_t kOffsetBytes = 9 * 64;
 constexpr std::size_t kStackBytes = kAddressSanitizer ? 512 * 1024 : 128 * 1024;
 
 // Stacks are kept for the next launch: a block takes hundreds of them. Each ends in a page that may not be touched.
@@ -142,7 +144,9 @@ void Fiber::start(Entry entry, void* argument) {
     own_.uc_link = nullptr;
     makecontext(&own_, reinterpret_cast<void (*)()>(&Fiber::enter), 0);
 #else
-    auto* top = reinterpret_cast<std::uintptr_t*>(stack_ + kStackBytes);
+    // Stacks begin at pages: without an offset of its own each fiber's frames would share the same few cache sets.
+    const std::size_t offset = reinterpret_cast<std::uintptr_t>(stack_) / kStackBytes % kOffsets * kOffsetBytes;
+    auto* top = reinterpret_cast<std::uintptr_t*>(stack_ + kStackBytes - offset);
     const auto entrance = reinterpret_cast<std::uintptr_t>(&Fiber::enter);
 #if defined(__x86_64__)
     *--top = 0;  // where enter() would return to: the end of every backtrace

@@ -12,7 +12,17 @@ import pytest
 
 from build_tools import backend, toolchain
 from build_tools.settings import BuildError, Settings
-from build_tools.toolchain import Compiler, Missing, Nvcc, Torch, find_compiler, find_nvcc, find_torch
+from build_tools.toolchain import (
+    Compiler,
+    CudaHeaders,
+    Missing,
+    Nvcc,
+    Torch,
+    find_compiler,
+    find_cuda_headers,
+    find_nvcc,
+    find_torch,
+)
 
 Fake = Callable[[str, str], Path]
 
@@ -196,3 +206,15 @@ def test_a_wrong_setting_ends_the_build_hook_without_a_traceback(monkeypatch: py
     monkeypatch.setattr(backend.build_meta, "get_requires_for_build_wheel", lambda config_settings: [])
     with pytest.raises(SystemExit, match="mednext-ops: MEDNEXT_OPS_BUILD is 'gpu'"):
         backend.get_requires_for_build_wheel()
+
+
+def test_cuda_headers_come_from_the_toolkit_or_from_python_packages(tmp_path: Path) -> None:
+    include = tmp_path / "nvidia" / "cu13" / "include"
+    lacking = find_cuda_headers([tmp_path], Missing("no nvcc", "install one"))
+    assert isinstance(lacking, Missing)
+    assert "no CUDA headers (cuda.h" in lacking.reason
+    assert "'nvidia-cuda-runtime==13.0.*'" in lacking.mend
+    for name in ("cuda.h", "cuda_runtime_api.h", "crt/host_defines.h", "cuda_fp16.h", "cuda_bf16.h", "nv/target"):
+        (include / name).parent.mkdir(parents=True, exist_ok=True)
+        (include / name).touch()
+    assert find_cuda_headers([tmp_path], Missing("no nvcc", "install one")) == CudaHeaders(include)

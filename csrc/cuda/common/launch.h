@@ -53,7 +53,8 @@ std::string kernel_name() {
     const std::string_view key = "Kernel = ";
     const std::size_t begin = spelled.find(key) + key.size();
     std::string name(spelled.substr(begin, spelled.find_first_of(";]", begin) - begin));
-    for (const std::string_view noise : {"mednext_ops::cuda::", "{anonymous}::", "<unnamed>::", "(anonymous namespace)::", "&"}) {
+    for (const std::string_view noise :
+         {"mednext_ops::cuda::", "{anonymous}::", "<unnamed>::", "(anonymous namespace)::", "&"}) {
         for (std::size_t at; (at = name.find(noise)) != std::string::npos;) name.erase(at, noise.size());
     }
     return name;

@@ -1,0 +1,61 @@
+"""The emulated library is optional: without it there is a reason and a mend, and nothing else changes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mednext_ops import native
+from mednext_ops.backends import emulated
+from mednext_ops.backends.problem import Problem
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    native.emulated_library.cache_clear()
+    yield monkeypatch
+    native.emulated_library.cache_clear()
+
+
+def test_without_a_library_it_says_how_to_build_one(fresh):
+    fresh.delenv(native.EMULATED_LIBRARY_VARIABLE, raising=False)
+    assert "MEDNEXT_OPS_EMULATED_LIBRARY is not set; it is for tests: build it" in str(emulated.unavailable())
+    fresh.setenv(native.EMULATED_LIBRARY_VARIABLE, "/nowhere/lib.so")
+    assert "MEDNEXT_OPS_EMULATED_LIBRARY is '/nowhere/lib.so', which is no file" in str(emulated.unavailable())
+
+
+def test_a_file_that_is_no_library_is_told_with_the_loaders_words(tmp_path: Path):
+    broken = tmp_path / "broken.so"
+    broken.write_text("no library")
+    code = "from mednext_ops.backends import emulated; print(emulated.unavailable())"
+    environment = {native.EMULATED_LIBRARY_VARIABLE: str(broken)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert "it does not load" in done.stdout
+    assert "broken.so" in done.stdout
+
+
+def test_it_declines_with_a_reason():
+    shape = (2, 4, 5, 5, 5)
+    assert emulated.supports(Problem("group_norm_statistics", "cpu", torch.float32, shape)) is None
+    assert "not on cuda" in str(emulated.supports(Problem("group_norm_statistics", "cuda", torch.float32, shape)))
+    assert "no kernel for torch.float64" in str(
+        emulated.supports(Problem("group_norm_statistics", "cpu", torch.float64, shape))
+    )
+    assert "no kernel for an_op_to_come" in str(
+        emulated.supports(Problem("an_op_to_come", "cpu", torch.float32, shape))
+    )
+    assert "not 4 dimensions" in str(
+        emulated.supports(Problem("group_norm_statistics", "cpu", torch.float32, shape[1:]))
+    )
+
+
+def test_the_library_wants_no_cpp_symbol_of_torch(folder: Path):
+    from build_tools import check_symbols
+
+    assert check_symbols.foreign_symbols(folder / "libmednext_ops_emulated.so") == []
