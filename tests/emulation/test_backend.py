@@ -25,6 +25,7 @@ def fresh(monkeypatch):
 def test_without_a_library_it_says_how_to_build_one(fresh):
     fresh.delenv(native.EMULATED_LIBRARY_VARIABLE, raising=False)
     assert "MEDNEXT_OPS_EMULATED_LIBRARY is not set; it is for tests: build it" in str(emulated.unavailable())
+    native.emulated_library.cache_clear()
     fresh.setenv(native.EMULATED_LIBRARY_VARIABLE, "/nowhere/lib.so")
     assert "MEDNEXT_OPS_EMULATED_LIBRARY is '/nowhere/lib.so', which is no file" in str(emulated.unavailable())
 
