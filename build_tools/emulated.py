@@ -59,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build_tools.emulated", description=__doc__.splitlines()[0])
     parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UBSan")
     options = parser.parse_args(arguments)
+    if not Path("csrc", "emulation").is_dir():
+        print("there is no csrc/emulation here: run this in a clone of mednext-ops", file=sys.stderr)
+        return 1
     build = Path("build", "emulated-sanitized" if options.sanitize else "emulated").absolute()
     try:
         settings = Settings.from_environment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -60,3 +61,15 @@ def test_the_library_wants_no_cpp_symbol_of_torch(folder: Path):
     from build_tools import check_symbols
 
     assert check_symbols.foreign_symbols(folder / "libmednext_ops_emulated.so") == []
+
+
+def test_the_build_is_for_a_clone_and_says_what_the_machine_lacks(tmp_path, monkeypatch, capsys):
+    from build_tools import emulated as command
+    from build_tools.native import find_tools
+    from build_tools.toolchain import Missing
+
+    monkeypatch.chdir(tmp_path)
+    assert command.main([]) == 1
+    assert "run this in a clone of mednext-ops" in capsys.readouterr().err
+    tools = dataclasses.replace(find_tools(), compiler=Missing("no C++ compiler", "install g++"))
+    assert command.build_emulated(tmp_path, tmp_path / "build", tools) == Missing("no C++ compiler", "install g++")

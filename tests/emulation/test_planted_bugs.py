@@ -137,6 +137,16 @@ def test_box_loads_go_wrong_in_five_ways(in_any_order):
             in_any_order("box", mistake, input, output)
 
 
+def test_the_error_does_not_depend_on_the_number_of_workers(kernels):
+    sentences = set()
+    for workers in (1, 2, 3):
+        kernels.order(2, 7, workers)
+        with pytest.raises(RuntimeError) as error:
+            kernels("returns_before_the_barrier", np.zeros(128, np.float32))
+        sentences.add(str(error.value))
+    assert len(sentences) == 1
+
+
 def test_the_emulation_goes_on_after_an_error(kernels):
     for _ in range(20):
         with pytest.raises(RuntimeError, match="deadlock"):
