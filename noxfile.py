@@ -21,7 +21,7 @@ def one_wheel(session: nox.Session, torch: str) -> None:
         build = {"MEDNEXT_OPS_BUILD": "cuda"}  # both libraries, or an error
         session.run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(wheels), ".", env=build, external=True)
     (wheel,) = wheels.glob("mednext_ops-*.whl")
-    session.install(f"torch=={torch}", "numpy", "pytest", "pytest-xdist", "hypothesis")
+    session.install(f"torch=={torch}", "numpy", "monai", "pytest", "pytest-xdist", "hypothesis")
     session.install("--no-deps", "--force-reinstall", str(wheel))
     with session.chdir(session.create_tmp()):  # not this folder, whose packages were not installed
         session.run("python", "-m", "mednext_ops.info")

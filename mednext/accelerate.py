@@ -61,7 +61,7 @@ def accelerate(model: nn.Module, recompute: str | None = None) -> nn.Module:
     try:
         for name, block in accepted.items():
             _convert(name, block, recompute)
-    except ValueError:
+    except BaseException:
         for name, (cls, attributes) in originals.items():
             accepted[name].__class__ = cls
             accepted[name].__dict__.clear()

@@ -48,7 +48,9 @@ DEFAULT_ORDER: dict[str, tuple[str, ...]] = {"cuda": ("cuda", "reference"), "cpu
 #: The last one runs only where it is asked for by name.
 _ALL = ("cuda", "cpu", "reference", "emulated")
 
-_forced: tuple[str, ...] | None = None
+#: The choices that are open, oldest first; the last one rules. Each is an entry of its own, so that contexts may close
+#: in another order than they opened, as they do in two threads.
+_open_choices: list[list[str]] = []
 
 
 @functools.cache
@@ -81,8 +83,8 @@ def _from_environment(value: str) -> tuple[str, ...]:
 
 
 def _preference() -> tuple[str, ...] | None:
-    if _forced is not None:
-        return _forced
+    if _open_choices:
+        return tuple(_open_choices[-1])
     value = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
     return _from_environment(value) if value and value != "auto" else None
 
@@ -106,16 +108,16 @@ def use_backend(*names: str) -> Iterator[None]:
         >>> with mednext_ops.use_backend("reference"):
         ...     y = mednext_ops.depthwise_conv3d(x, w, padding=1)
     """
-    global _forced
     for name in _checked(names, "use_backend()"):
         reason = _module(name).unavailable()
         if reason is not None:
             raise RuntimeError(f"use_backend({name!r}): this backend does not run here: {reason}")
-    previous, _forced = _forced, names
+    choice = list(names)
+    _open_choices.append(choice)
     try:
         yield
     finally:
-        _forced = previous
+        del _open_choices[next(i for i, open_choice in enumerate(_open_choices) if open_choice is choice)]
 
 
 def choose(problem: Problem) -> Any:

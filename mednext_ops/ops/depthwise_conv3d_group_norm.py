@@ -105,7 +105,7 @@ def _backward_op(
     grad_bias = None
     if needs_bias:
         grad_bias = bias_gradient(gradient, grad_sum, mean.shape[1]).to(norm_bias.dtype)
-    missing = input.new_empty(0)
+    missing = input.new_empty((0,))
     return (
         missing if data is None else data,
         missing if weight_gradient is None else weight_gradient,
@@ -119,11 +119,11 @@ def _backward_fake(
     grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: Any, weight: Any, norm_weight: Any, norm_bias: Any,
     stride: Any, padding: Any, activation: str | None, needs_input: bool, needs_weight: bool, needs_bias: bool,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    missing = input.new_empty(0)
+    missing = input.new_empty((0,))
     return (
         empty_like_format(input, input.shape) if needs_input else missing,
-        weight.new_empty(weight.shape) if needs_weight else input.new_empty(0),
-        norm_bias.new_empty(norm_bias.shape) if needs_bias else input.new_empty(0),
+        weight.new_empty(weight.shape) if needs_weight else input.new_empty((0,)),
+        norm_bias.new_empty(norm_bias.shape) if needs_bias else input.new_empty((0,)),
         norm_weight.new_empty(norm_weight.shape),
         norm_bias.new_empty(norm_bias.shape),
     )

@@ -118,9 +118,10 @@ def _backward_op(
             # The statistics are inputs of their own here, so that only the affine map is differentiated.
             scale, _ = group_norm_affine(mean, rstd, norm_weight, norm_bias)
             results[0] = found.grad * scale.to(found.grad.dtype)[:, :, None, None, None]
-        group_sums = (gamma * found.grad_sum).reshape(batch, groups, -1).sum(2)
+        shape = (batch, groups, gamma.shape[0] // groups)
+        group_sums = (gamma * found.grad_sum).reshape(shape).sum(2)
         results[1] = -rstd * group_sums
-        results[2] = (gamma * found.grad_dot_normalized).reshape(batch, groups, -1).sum(2) / rstd
+        results[2] = (gamma * found.grad_dot_normalized).reshape(shape).sum(2) / rstd
         results[3] = found.grad_dot_normalized.sum(0).to(norm_weight.dtype)
         results[4] = found.grad_sum.sum(0).to(norm_bias.dtype)
     for slot, gradient, parameter in (
@@ -134,7 +135,7 @@ def _backward_op(
         if gradient is not None and parameter is not None:
             results[slot] = gradient.to(parameter.dtype)
     wanted = _wanted(needs, expand_bias is not None, compress_bias is not None)
-    return [given(result) if want else input.new_empty(0) for result, want in zip(results, wanted, strict=True)]
+    return [given(result) if want else input.new_empty((0,)) for result, want in zip(results, wanted, strict=True)]
 
 
 def _wanted(needs: InvertedBottleneckNeeds, expand_bias: bool, compress_bias: bool) -> list[bool]:
@@ -158,9 +159,9 @@ def _backward_fake(grad_output: Any, *args: Any) -> list[torch.Tensor]:
     *tensors, needs = args
     input = tensors[0]
     wanted = _wanted(InvertedBottleneckNeeds(*needs), tensors[6] is not None, tensors[8] is not None)
-    shapes = [empty_like_format(input, input.shape) if wanted[0] else input.new_empty(0)]
+    shapes = [empty_like_format(input, input.shape) if wanted[0] else input.new_empty((0,))]
     for want, tensor in zip(wanted[1:], tensors[1:], strict=True):
-        shapes.append(tensor.new_empty(tensor.shape) if want else input.new_empty(0))
+        shapes.append(tensor.new_empty(tensor.shape) if want else input.new_empty((0,)))
     return shapes
 
 

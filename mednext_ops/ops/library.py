@@ -28,6 +28,8 @@ def define_op(schema: str, implementation: Callable[..., Any], fake: Callable[..
 
     @functools.wraps(implementation)
     def below_autocast(*args: Any) -> Any:
+        # Subclasses that only carry metadata (MONAI's MetaTensor) are plain tensors to a kernel.
+        args = tuple(arg.as_subclass(torch.Tensor) if isinstance(arg, torch.Tensor) else arg for arg in args)
         device = next(arg.device.type for arg in args if isinstance(arg, torch.Tensor))
         if not torch.is_autocast_enabled(device):
             return implementation(*args)

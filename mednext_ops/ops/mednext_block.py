@@ -118,7 +118,7 @@ def _forward(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.
     if any(layout.front()):
         d, h, w = layout.front()
         output = F.pad(output, (w, 0, h, 0, d, 0)).contiguous(memory_format=memory_format_of(input))
-    return output, input.new_empty(0) if recompute else convolved, mean, rstd
+    return output, input.new_empty((0,)) if recompute else convolved, mean, rstd
 
 
 def _forward_fake(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -130,7 +130,7 @@ def _forward_fake(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, t
     dtype = accumulation_dtype(input.dtype)
     return (
         empty_like_format(input, (batch, p.compress_weight.shape[0], *layout.output_size(input))),
-        input.new_empty(0) if recompute else empty_like_format(input, convolved),
+        input.new_empty((0,)) if recompute else empty_like_format(input, convolved),
         input.new_empty((batch, num_groups), dtype=dtype),
         input.new_empty((batch, num_groups), dtype=dtype),
     )
@@ -194,7 +194,7 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
         pair = (layout.strided(grad_output), input) if form == "up" else (grad_output, layout.strided(input))
         found["residual_weight"] = pointwise_weight_gradient(*pair).sum(0)
     return [
-        _as(given(found[name]), like) if needed else input.new_empty(0)
+        _as(given(found[name]), like) if needed else input.new_empty((0,))
         for (name, needed), like in zip(needs_of.items(), (input, *p), strict=True)
     ]
 
@@ -208,7 +208,7 @@ def _backward_fake(
 ) -> list[torch.Tensor]:
     *parameters, _, _, _, _, needs = args
     return [
-        empty_like_format(like, like.shape) if needed else input.new_empty(0)
+        empty_like_format(like, like.shape) if needed else input.new_empty((0,))
         for needed, like in zip(needs, (input, *parameters), strict=True)
     ]
 

@@ -108,3 +108,16 @@ def test_a_backend_that_declines_passes_the_problem_on(x, monkeypatch):
     module, declined = backends._first_taker(problem_of("group_norm_statistics", x, num_groups=3), None)
     assert module.NAME == "reference" and declined == f"{first.NAME}: not today"
     backends._first_taker.cache_clear()
+
+
+def test_contexts_that_close_in_another_order_leave_nothing_forced(x):
+    """As two threads may."""
+    problem = problem_of("group_norm_statistics", x, num_groups=3)
+    before = backends.choose(problem).NAME
+    first, second = ops.use_backend("reference"), ops.use_backend(*ops.available_backends())
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert not backends._open_choices
+    assert before == backends.choose(problem).NAME

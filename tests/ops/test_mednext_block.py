@@ -249,3 +249,14 @@ def test_tiles_of_voxels_give_the_same_as_one_tile(monkeypatch, with_grn):
     block = Block.random("down", size=(16, 15, 14), channels=4, hidden=8, with_grn=with_grn)
     monkeypatch.setitem(reference.TILE_ELEMENTS, "cpu", 1)  # 256 voxels, the least
     assert_equals_eager(block, "down", (2, 2, 2), groups=4)
+
+
+def test_inverted_bottleneck_of_an_empty_batch():
+    b = Block.random(batch=0)
+    mean, rstd = ops.group_norm_statistics(b.input)
+    y = ops.inverted_bottleneck(
+        b.input, mean, rstd, b.norm_weight, b.norm_bias, b.expand_weight, b.expand_bias, b.compress_weight, None
+    )
+    y.sum().backward()
+    assert y.shape == b.input.shape
+    assert not b.expand_weight.grad.any()

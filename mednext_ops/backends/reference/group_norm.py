@@ -16,7 +16,7 @@ def group_norm_statistics(input: torch.Tensor, num_groups: int, eps: float) -> t
     dtype = accumulation_dtype(input.dtype)
     batch, channels = input.shape[:2]
     if batch == 0:
-        return input.new_empty(0, num_groups, dtype=dtype), input.new_empty(0, num_groups, dtype=dtype)
+        return input.new_empty((0, num_groups), dtype=dtype), input.new_empty((0, num_groups), dtype=dtype)
     values = input.to(dtype)
     dims = tuple(range(2, input.dim()))
     if num_groups != channels:

@@ -54,7 +54,7 @@ def inverted_bottleneck(
     hidden = _Hidden(input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias)
     response = None
     if grn is not None:
-        square_sums = input.new_zeros(input.shape[0], expand_weight.shape[0], dtype=accumulation_dtype(input.dtype))
+        square_sums = input.new_zeros((input.shape[0], expand_weight.shape[0]), dtype=accumulation_dtype(input.dtype))
         for _, _, h in hidden.tiles():
             square_sums += _square_sums(h)
         response = _GlobalResponse(square_sums, *grn)
@@ -92,11 +92,11 @@ def inverted_bottleneck_backward(
     needs_hidden = needs.input or needs.norm or needs.expand
     expand, compress = expand_weight.to(total), compress_weight.to(total)
     batch, channels, rows, outputs = input.shape[0], input.shape[1], expand.shape[0], compress.shape[0]
-    output_sums = input.new_zeros(batch, outputs, dtype=total)
-    output_hidden = input.new_zeros(batch, outputs, rows, dtype=total)
-    square_sums = input.new_zeros(batch, rows, dtype=total)
-    hidden_sums = input.new_zeros(batch, rows, dtype=total)
-    hidden_normalized = input.new_zeros(batch, rows, channels, dtype=total)
+    output_sums = input.new_zeros((batch, outputs), dtype=total)
+    output_hidden = input.new_zeros((batch, outputs, rows), dtype=total)
+    square_sums = input.new_zeros((batch, rows), dtype=total)
+    hidden_sums = input.new_zeros((batch, rows), dtype=total)
+    hidden_normalized = input.new_zeros((batch, rows, channels), dtype=total)
     grad = torch.empty_like(input, memory_format=memory_format_of(input)) if needs.input else None
     flat = None if grad is None else grad.flatten(2)
 
