@@ -35,7 +35,8 @@ def test_statistics_are_accurate_where_the_mean_dwarfs_the_deviation(device, dty
     mean, rstd = ops.group_norm_statistics(x)
     assert mean.dtype == rstd.dtype == torch.float32
     variance, expected = torch.var_mean(x.double().flatten(2), dim=2, correction=0)
-    assert relative_error(mean, expected) <= 1e-6
+    # Of a mean near zero no more can be asked than of the values that it averages.
+    assert ((mean - expected).abs() <= 5e-7 * (expected.abs() + variance.sqrt())).all()
     assert relative_error(rstd, (variance + 1e-5).rsqrt()) <= 1e-5
 
 
