@@ -47,7 +47,19 @@ MINIMUM_TORCH = (2, 10)
 #: How to build anew: pip keeps the wheel that it built when something was missing.
 REINSTALL = "install mednext-ops again with pip install --force-reinstall --no-deps --no-cache-dir"
 
-SCHEMAS = ("group_norm_statistics(Tensor input, int num_groups, float eps) -> (Tensor mean, Tensor rstd)",)
+_GEOMETRY = "int[3] stride, int[3] padding, int[3] dilation, int[3] output_padding, bool transposed"
+#: A gradient that may not be written out yet (backends.problem.GroupNormGradient): the last four are given, or None.
+_GRADIENT = "Tensor grad_output, Tensor? output, Tensor? scale, Tensor? slope, Tensor? offset"
+
+SCHEMAS = (
+    "group_norm_statistics(Tensor input, int num_groups, float eps) -> (Tensor mean, Tensor rstd)",
+    f"depthwise_conv3d(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor",
+    f"depthwise_conv3d_statistics(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, int num_groups, float eps) "
+    "-> (Tensor output, Tensor mean, Tensor rstd)",
+    f"depthwise_conv3d_backward_data({_GRADIENT}, Tensor weight, int[3] input_size, {_GEOMETRY}, Tensor? add) "
+    "-> Tensor",
+    f"depthwise_conv3d_backward_weight({_GRADIENT}, Tensor input, int[3] kernel_size, {_GEOMETRY}) -> Tensor",
+)
 
 _FOLDER = Path(__file__).parent
 _INFORMATION_FILE = _FOLDER / "_build_info.json"
