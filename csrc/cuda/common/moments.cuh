@@ -1,21 +1,14 @@
-// Count, mean and sum of squared deviations of a set of numbers, and how those of two sets combine.
+// How the moments of values are taken and merged on the device.
 //
 // Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample variances (1979). Sums of
 // squares are never subtracted from each other at full size, so a mean far larger than the deviation costs no digits.
 // Every merge here has a fixed order: the same input gives the same bits.
 #pragma once
 
+#include "moments.h"
 #include "warp.h"
 
 namespace mednext_ops::cuda {
-
-// Real is float inside a block of threads, and double where the results of many blocks come together.
-template <typename Real>
-struct Moments {
-    Real count;
-    Real mean;
-    Real sum_squared_deviations;
-};
 
 template <typename Real>
 __device__ inline Moments<Real> merge(const Moments<Real>& a, const Moments<Real>& b) {

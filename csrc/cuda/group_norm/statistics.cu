@@ -198,9 +198,8 @@ std::int64_t statistics_workspace_bytes(const StatisticsProblem& p) {
 cudaError_t launch_statistics(const StatisticsProblem& p, void* workspace, float* mean, float* rstd,
                               cudaStream_t stream) {
     const Plan plan(p);
-    const std::int64_t finalize_blocks = ceil_div(plan.groups * kWarpSize, kFinalizeThreads);
     if (plan.groups == 0) return cudaSuccess;
-    if (plan.blocks > INT_MAX || finalize_blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+    if (plan.blocks > INT_MAX) return cudaErrorInvalidConfiguration;
 
     auto* moments = static_cast<Moments<double>*>(workspace);
     if (plan.blocks > 0) {
@@ -208,8 +207,16 @@ cudaError_t launch_statistics(const StatisticsProblem& p, void* workspace, float
             with_scalar_type(p.type, [&]<typename T>(const T*) { return launch_moments<T>(p, plan, moments, stream); });
         if (error != cudaSuccess) return error;
     }
-    return launch<finalize>({static_cast<unsigned>(finalize_blocks), kFinalizeThreads, 0, stream}, moments, plan.groups,
-                            plan.moments_per_group, p.eps, mean, rstd);
+    return launch_finalize(moments, plan.groups, plan.moments_per_group, p.eps, mean, rstd, stream);
+}
+
+cudaError_t launch_finalize(const Moments<double>* moments, std::int64_t groups, std::int64_t moments_per_group,
+                            double eps, float* mean, float* rstd, cudaStream_t stream) {
+    const std::int64_t blocks = ceil_div(groups * kWarpSize, kFinalizeThreads);
+    if (groups == 0) return cudaSuccess;
+    if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+    return launch<finalize>({static_cast<unsigned>(blocks), kFinalizeThreads, 0, stream}, moments, groups,
+                            moments_per_group, eps, mean, rstd);
 }
 
 }  // namespace mednext_ops::cuda::group_norm

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "../common/moments.h"
 #include "../common/scalar_type.h"
 
 namespace mednext_ops::cuda::group_norm {
@@ -31,5 +32,9 @@ std::int64_t statistics_workspace_bytes(const StatisticsProblem& problem);
 // empty group has no mean: both are NaN, as in torch.var_mean.
 cudaError_t launch_statistics(const StatisticsProblem& problem, void* workspace, float* mean, float* rstd,
                               cudaStream_t stream);
+
+// The second kernel alone, for moments that another op left: [groups, moments_per_group], in the order of the merge.
+cudaError_t launch_finalize(const Moments<double>* moments, std::int64_t groups, std::int64_t moments_per_group,
+                            double eps, float* mean, float* rstd, cudaStream_t stream);
 
 }  // namespace mednext_ops::cuda::group_norm
