@@ -20,7 +20,7 @@ namespace mednext_ops::cuda::depthwise_conv3d {
 struct Triple {
     std::int64_t d, h, w;
 
-    std::int64_t product() const { return d * h * w; }
+    constexpr std::int64_t product() const { return d * h * w; }
 };
 
 struct Geometry {
@@ -35,7 +35,7 @@ struct AffineGradient {
     const float* slope;
     const float* offset;
 
-    bool given() const { return output != nullptr; }
+    constexpr bool given() const { return output != nullptr; }
 };
 
 // A weight or a bias: in the tensor's type, or float32.
