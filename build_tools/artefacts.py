@@ -130,7 +130,7 @@ def cuda(
     nvcc: Nvcc,
     architectures: list[Architecture],
 ) -> Artefact:
-    """Kernels by nvcc, which see no torch header; bindings by the C++ compiler, which see no kernel.
+    """Kernels by nvcc, which see no torch header; launch plans and bindings by the C++ compiler, which see no kernel.
 
     ptxas's report of every kernel is kept beside its object file: ``python -m build_tools.ptxas_report`` reads it.
     """
@@ -145,6 +145,7 @@ def cuda(
     kernels = [build / "cuda_kernel" / source.with_suffix(".o") for source in sources]
     for source, target in zip(sources, kernels, strict=True):
         ninja.edge(target, "compile_cuda_kernel", [source])
+    kernels += _compile(ninja, build, "cuda_plan", _sources(root, "csrc/cuda/*/*.cpp"), compiler, _CXX_FLAGS)
     bindings = _compile(
         ninja,
         build,
@@ -235,6 +236,7 @@ def emulated(
     kernel_flags = [*flags, "-includecsrc/emulation/device.h"]
     emulation = _compile(ninja, build, "emulation", _sources(root, "csrc/emulation/*.cpp"), compiler, flags)
     objects = _compile(ninja, build, "emulated_kernel", _sources(root, "csrc/cuda/*/*.cu"), compiler, kernel_flags)
+    objects += _compile(ninja, build, "emulated_plan", _sources(root, "csrc/cuda/*/*.cpp"), compiler, flags)
     # cuda_versions.cpp asks the CUDA runtime, of which there is none here.
     bindings = [s for s in _sources(root, "csrc/bindings/cuda_*.cpp") if s.name != "cuda_versions.cpp"]
     objects += _compile(ninja, build, "emulated_binding", bindings, compiler, [*flags, *_torch_flags(torch)])

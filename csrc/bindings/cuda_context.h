@@ -40,10 +40,33 @@ class CudaContext {
 
     cudaStream_t stream() const { return stream_; }
 
+    // 10 * major + minor of the device's compute capability.
+    int architecture() const {
+        int device = 0;
+        int major = 0;
+        int minor = 0;
+        require(cudaGetDevice(&device) == cudaSuccess &&
+                    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+                    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess,
+                "CUDA does not tell the device's compute capability");
+        return 10 * major + minor;
+    }
+
     // An uninitialised tensor on the device of `like`. Under emulation every byte is 0xff, which is NaN: what a kernel
     // does not write, or reads before it is written, shows.
     Tensor empty(const Tensor& like, std::initializer_list<std::int64_t> sizes, ScalarType type) const {
-        Tensor fresh = torch::stable::new_empty(like, std::vector<std::int64_t>(sizes), type);
+        return poisoned(torch::stable::new_empty(like, std::vector<std::int64_t>(sizes), type));
+    }
+
+    // The same for a volume [N, C, D, H, W] of the type of `like`, contiguous or channels_last_3d.
+    Tensor empty_volume(const Tensor& like, const std::vector<std::int64_t>& sizes, bool channels_last) const {
+        using torch::headeronly::MemoryFormat;
+        return poisoned(torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                                             channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous));
+    }
+
+  private:
+    static Tensor poisoned(Tensor fresh) {
 #ifdef MEDNEXT_OPS_EMULATED
         const auto bytes = static_cast<std::size_t>(fresh.numel()) * static_cast<std::size_t>(fresh.element_size());
         if (bytes > 0) std::memset(fresh.mutable_data_ptr(), 0xff, bytes);
@@ -51,7 +74,6 @@ class CudaContext {
         return fresh;
     }
 
-  private:
 #ifndef MEDNEXT_OPS_EMULATED
     torch::stable::accelerator::DeviceGuard guard_;
 #endif

@@ -13,6 +13,7 @@ struct Settings {
     Order order = Order::in_order;  // of threads between two collectives, and of blocks
     std::uint64_t seed = 0;         // of a shuffled order
     unsigned workers = 1;           // threads of the operating system, each with a block of its own
+    int architecture = 90;          // that launch plans are made for: 10 * major + minor
 };
 
 Settings current_settings();

@@ -7,13 +7,21 @@ import functools
 import torch
 
 from mednext_ops import native
-from mednext_ops.backends.problem import Problem
+from mednext_ops.backends.cuda_kernels import CudaKernels
 
-__all__ = ["NAME", "group_norm_statistics", "supports", "unavailable"]
+__all__ = [
+    "NAME",
+    "depthwise_conv3d",
+    "depthwise_conv3d_backward",
+    "depthwise_conv3d_statistics",
+    "group_norm_statistics",
+    "supports",
+    "unavailable",
+]
 
 NAME = "cuda"
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_kernels = CudaKernels(native.NAMESPACE, "cuda")
 
 
 @functools.cache
@@ -36,19 +44,8 @@ def unavailable() -> str | None:
     return None
 
 
-def supports(problem: Problem) -> str | None:
-    """Why this backend declines ``problem``; None if it takes it."""
-    if problem.device_type != "cuda":
-        return f"it runs on CUDA tensors, not on {problem.device_type}"
-    if problem.op != "group_norm_statistics":
-        return f"it has no kernel for {problem.op}"
-    if problem.dtype not in _DTYPES:
-        return f"it has no kernel for {problem.dtype}"
-    if len(problem.shape) != 5:
-        return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
-    return None
-
-
-def group_norm_statistics(input: torch.Tensor, num_groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1 / sqrt(biased variance + eps) of each group: input [N, C, D, H, W] -> two float32 [N, G]."""
-    return torch.ops.mednext_ops_native.group_norm_statistics(input, num_groups, eps)
+supports = _kernels.declined
+group_norm_statistics = _kernels.group_norm_statistics
+depthwise_conv3d = _kernels.depthwise_conv3d
+depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics
+depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward

@@ -9,38 +9,36 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from mednext_ops import native
-from mednext_ops.backends.problem import Problem
+from mednext_ops.backends.cuda_kernels import CudaKernels
 
-__all__ = ["NAME", "group_norm_statistics", "supports", "thread_order", "unavailable"]
+__all__ = [
+    "NAME",
+    "architecture",
+    "depthwise_conv3d",
+    "depthwise_conv3d_backward",
+    "depthwise_conv3d_statistics",
+    "group_norm_statistics",
+    "supports",
+    "thread_order",
+    "unavailable",
+]
 
 NAME = "emulated"
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _ORDERS = ("in order", "reversed", "shuffled")
 
 _order, _seed = "in order", 0
+_architecture = 90
 
 
 def unavailable() -> str | None:
     """Why this backend cannot run here, and how to mend it; None if it can."""
     return native.emulated_library().problem
-
-
-def supports(problem: Problem) -> str | None:
-    """Why this backend declines ``problem``; None if it takes it."""
-    if problem.device_type != "cpu":
-        return f"it runs on CPU tensors, not on {problem.device_type}"
-    if problem.op != "group_norm_statistics":
-        return f"it has no kernel for {problem.op}"
-    if problem.dtype not in _DTYPES:
-        return f"it has no kernel for {problem.dtype}"
-    if len(problem.shape) != 5:
-        return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
-    return None
 
 
 @contextlib.contextmanager
@@ -67,15 +65,38 @@ def thread_order(order: str, seed: int = 0) -> Iterator[None]:
         _order, _seed = previous
 
 
-def _configure() -> None:
-    """Tell the library the order, and to use as many threads as torch does."""
-    library = ctypes.CDLL(native.emulated_library().file)
-    library.mednext_ops_emulation_configure(
-        ctypes.c_int(_ORDERS.index(_order)), ctypes.c_uint64(_seed), ctypes.c_int(torch.get_num_threads())
-    )
+@contextlib.contextmanager
+def architecture(compute_capability: int) -> Iterator[None]:
+    """The GPU that launch plans are made for, as 10 * major + minor; 90 outside of this context.
+
+    Raises:
+        ValueError: it is below 75, for which nothing is built.
+    """
+    global _architecture
+    if compute_capability < 75:
+        raise ValueError(f"compute_capability is {compute_capability}; kernels are built for 75 (sm_75) and newer")
+    previous, _architecture = _architecture, compute_capability
+    try:
+        yield
+    finally:
+        _architecture = previous
 
 
-def group_norm_statistics(input: torch.Tensor, num_groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1 / sqrt(biased variance + eps) of each group: input [N, C, D, H, W] -> two float32 [N, G]."""
-    _configure()
-    return torch.ops.mednext_ops_emulated.group_norm_statistics(input, num_groups, eps)
+class _Emulated(CudaKernels):
+    @property
+    def _native(self) -> Any:
+        """The operators, after the library was told the order and to use as many threads as torch does."""
+        library = ctypes.CDLL(native.emulated_library().file)
+        library.mednext_ops_emulation_configure(
+            ctypes.c_int(_ORDERS.index(_order)), ctypes.c_uint64(_seed), ctypes.c_int(torch.get_num_threads())
+        )
+        library.mednext_ops_emulation_set_architecture(ctypes.c_int(_architecture))
+        return super()._native
+
+
+_kernels = _Emulated(native.EMULATED_NAMESPACE, "cpu")
+supports = _kernels.declined
+group_norm_statistics = _kernels.group_norm_statistics
+depthwise_conv3d = _kernels.depthwise_conv3d
+depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics
+depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward

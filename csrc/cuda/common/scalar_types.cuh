@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "scalar_type.h"
@@ -21,6 +23,28 @@ __device__ inline float to_float(__half value) {
 
 __device__ inline float to_float(__nv_bfloat16 value) {
     return __bfloat162float(value);
+}
+
+// Rounded to nearest, ties to even.
+template <typename T>
+__device__ inline T from_float(float value) {
+    if constexpr (std::is_same_v<T, __half>) {
+        return __float2half_rn(value);
+    } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        return __float2bfloat16_rn(value);
+    } else {
+        return value;
+    }
+}
+
+// Two 16-bit elements in one register, the first in its lower half.
+template <typename T>
+__device__ inline unsigned pack(T low, T high) {
+    static_assert(sizeof(T) == 2, "two elements of 16 bits make a register");
+    std::uint16_t bits[2];
+    std::memcpy(&bits[0], &low, 2);
+    std::memcpy(&bits[1], &high, 2);
+    return static_cast<unsigned>(bits[1]) << 16 | bits[0];
 }
 
 // `Size` elements that are loaded by one instruction; their address is a multiple of their size together.

@@ -28,12 +28,14 @@ struct BandedTile {
     Fill fill;
     bool full_rows;  // a row of the tile is one fragment: neighbours share what they load
     int warps;
-    int stages;      // planes in flight or in use
-    int octets;      // of a row of the tile
-    int rows;        // output rows of the tile
-    int row_pitch;   // octets from one row of a plane in shared memory to the next
-    std::int64_t depth;  // output planes of a block
-    std::int64_t tiles_d, tiles_h, tiles_w;
+    int stages;     // planes in flight or in use
+    int octets;     // of a row of the tile
+    int rows;       // output rows of the tile
+    int row_pitch;  // octets from one row of a plane in shared memory to the next
+    int depth;      // output planes of a block
+    int tiles_d, tiles_h, tiles_w;
+
+    constexpr int tiles() const { return tiles_d * tiles_h * tiles_w; }  // blocks a sample and channel
 };
 
 struct ConvolutionPlan {

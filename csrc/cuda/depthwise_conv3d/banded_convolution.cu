@@ -1,0 +1,97 @@
+// The host's side of the banded core: a problem and its tile become the parameters of an instance.
+#include "banded_convolution.cuh"
+
+#include <climits>
+
+namespace mednext_ops::cuda::depthwise_conv3d {
+
+extern template cudaError_t launch_banded_of_size<3, 3>(ScalarType, const BandedParameters&, const BandedTile&,
+                                                        unsigned, cudaStream_t);
+extern template cudaError_t launch_banded_of_size<5, 5>(ScalarType, const BandedParameters&, const BandedTile&,
+                                                        unsigned, cudaStream_t);
+extern template cudaError_t launch_banded_of_size<7, 7>(ScalarType, const BandedParameters&, const BandedTile&,
+                                                        unsigned, cudaStream_t);
+extern template cudaError_t launch_banded_of_size<1, 3>(ScalarType, const BandedParameters&, const BandedTile&,
+                                                        unsigned, cudaStream_t);
+extern template cudaError_t launch_banded_of_size<1, 5>(ScalarType, const BandedParameters&, const BandedTile&,
+                                                        unsigned, cudaStream_t);
+extern template cudaError_t launch_banded_of_size<1, 7>(ScalarType, const BandedParameters&, const BandedTile&,
+                                                        unsigned, cudaStream_t);
+
+namespace {
+
+// The volumes as the copy engine sees them: a box is a plane of the tile.
+cudaError_t encode_planes(const ConvolutionProblem& p, const BandedTile& tile, const void* data, CUtensorMap* map) {
+    const auto row = static_cast<std::uint64_t>(p.input_size.w) * 2;
+    const auto plane = row * static_cast<std::uint64_t>(p.input_size.h);
+    const auto volume = plane * static_cast<std::uint64_t>(p.input_size.d);
+    const auto volumes = static_cast<std::uint64_t>(p.batch * p.channels);
+    const BoxedTensor tensor{
+        data,
+        p.type,
+        {static_cast<std::uint64_t>(p.input_size.w), static_cast<std::uint64_t>(p.input_size.h),
+         static_cast<std::uint64_t>(p.input_size.d), volumes, 1},
+        {row, plane, volume, volume * volumes},
+        {static_cast<std::uint32_t>(8 * tile.row_pitch),
+         static_cast<std::uint32_t>(tile.rows + p.geometry.kernel.h - 1), 1, 1, 1},
+    };
+    return encode(tensor, map);
+}
+
+}  // namespace
+
+cudaError_t launch_banded_convolution(const ConvolutionProblem& p, const BandedTile& tile, Moments<double>* moments,
+                                      cudaStream_t stream) {
+    const Triple kernel = p.geometry.kernel;
+    // A scatter is a gather with the mirrored kernel: output o takes tap k of input o + padding - k.
+    const auto padding = [&](std::int64_t taps, std::int64_t given) { return p.scatter ? taps - 1 - given : given; };
+    BandedParameters parameters{};
+    parameters.source = {p.input,
+                         p.affine,
+                         tile.fill,
+                         static_cast<int>(p.input_size.d),
+                         static_cast<int>(p.input_size.h),
+                         static_cast<int>(p.input_size.w),
+                         {},
+                         {}};
+    parameters.weight = p.weight;
+    parameters.bias = p.bias;
+    parameters.mirrored = p.scatter;
+    parameters.kernel_w = static_cast<int>(kernel.w);
+    parameters.pad_d = static_cast<int>(padding(kernel.d, p.geometry.padding.d));
+    parameters.pad_h = static_cast<int>(padding(kernel.h, p.geometry.padding.h));
+    parameters.out_d = static_cast<int>(p.output_size.d);
+    parameters.out_h = static_cast<int>(p.output_size.h);
+    parameters.out_w = static_cast<int>(p.output_size.w);
+    parameters.channels = p.channels;
+    parameters.add = p.add;
+    parameters.output = p.output;
+    parameters.pairs = p.output_size.w % 2 == 0 && reinterpret_cast<std::uintptr_t>(p.output) % 4 == 0;
+    parameters.moments = moments;
+    parameters.tile = tile;
+    if (tile.fill == Fill::boxes) {
+        cudaError_t error = encode_planes(p, tile, p.input, &parameters.source.box);
+        if (error == cudaSuccess && p.affine.given()) {
+            error = encode_planes(p, tile, p.affine.output, &parameters.source.box_output);
+        }
+        if (error != cudaSuccess) return error;
+    }
+    const std::int64_t blocks = p.batch * p.channels * tile.tiles();
+    if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+
+    const auto count = static_cast<unsigned>(blocks);
+    const bool flat = kernel.d == 1;
+    switch (kernel.h) {
+        case 3:
+            return flat ? launch_banded_of_size<1, 3>(p.type, parameters, tile, count, stream)
+                        : launch_banded_of_size<3, 3>(p.type, parameters, tile, count, stream);
+        case 5:
+            return flat ? launch_banded_of_size<1, 5>(p.type, parameters, tile, count, stream)
+                        : launch_banded_of_size<5, 5>(p.type, parameters, tile, count, stream);
+        default:
+            return flat ? launch_banded_of_size<1, 7>(p.type, parameters, tile, count, stream)
+                        : launch_banded_of_size<7, 7>(p.type, parameters, tile, count, stream);
+    }
+}
+
+}  // namespace mednext_ops::cuda::depthwise_conv3d

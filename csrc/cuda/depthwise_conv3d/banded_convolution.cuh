@@ -1,0 +1,324 @@
+// A depthwise convolution as banded matrix products: the core for fp16 and bf16, NCDHW, stride 1, sm_80 and newer.
+//
+// One row of the output, eight voxels an octet, is a product of overlapping windows of an input row with a band:
+//
+//     C[m, n] = sum over kappa of A[m, kappa] B[kappa, n]        output voxel w = 8 m + n of a row
+//     A[m, kappa] = x[8 m + kappa - 4]                           16 wide windows, 8 apart: two neighbouring octets of
+//                                                                a row that lies 4 elements shifted in shared memory
+//     B[kappa, n] = weight[kappa - n + pw - 4], or 0             any kernel up to 9 wide, at the same price
+//
+// so mma.m16n8k16 makes 128 voxels' share of one (kd, kh) row of taps. A block walks along D over input planes:
+//
+//     plane z of the tile in shared memory, `stages` deep:       accumulators of a warp, K = KD planes x 4 fragments:
+//
+//          4   <- 8 octets outputs ->  4                           plane z adds taps kd to output plane z + pd - kd
+//        +---+------------------------+---+                        acc[0]     z + pd          begins
+//        |   halo rows, KH / 2            |                        acc[1]     z + pd - 1
+//        |   rows of the tile             |                        ...
+//        |   halo rows                    |                        acc[K-1]   z + pd - K + 1  is complete: stored
+//        +---+------------------------+---+                        then all move one up
+//
+// Every plane is loaded once a block, every fragment of a row once a warp (full_rows) or once a (fragment, kh), and each
+// feeds KD products. The band stays in registers. The order of every sum is that of the taps: the same bits always.
+//
+// A value that is not finite makes the whole window of its octets not finite (0 x inf is NaN): up to 11 voxels along W.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/copy.cuh"
+#include "../common/launch.h"
+#include "../common/mma.cuh"
+#include "../common/moments.cuh"
+#include "../common/scalar_types.cuh"
+#include "../common/shared_memory.cuh"
+#include "banded_convolution.h"
+#include "parameter.cuh"
+#include "plane_fill.cuh"
+
+namespace mednext_ops::cuda::depthwise_conv3d {
+
+struct BandedParameters {
+    PlaneSource source;
+    Parameter weight, bias;
+    bool mirrored;  // the weight's taps in reverse: a scatter
+    int kernel_w;
+    int pad_d, pad_h;
+    int out_d, out_h, out_w;
+    std::int64_t channels;
+    const void* add;
+    void* output;
+    bool pairs;  // two outputs are stored at once
+    Moments<double>* moments;
+    BandedTile tile;
+};
+
+template <int KH>
+__host__ __device__ constexpr PlaneLayout plane_layout(const BandedParameters& p) {
+    return {p.tile.rows + KH - 1, p.tile.octets + 1, p.tile.row_pitch, p.tile.stages, p.source.affine.given(),
+            p.source.fill};
+}
+
+template <typename T, int KD, int KH, bool FullRows>
+struct Banded {
+    static constexpr int kFragments = BandedTile::kFragments;
+    static constexpr int kOctets = BandedTile::kOctetsPerFragment;
+    static constexpr int kMaxThreads = 256;
+    // The most registers that this leaves a thread is 255, 128 where the accumulators are few.
+    static constexpr int kBlocksPerProcessor = KD * KH <= 9 ? 2 : 1;
+    // A row of taps among zeros, so that the band is read without looking at bounds: kappa - n + pw - 4 is -10 to 15.
+    static constexpr int kTapsRow = 32;
+    static constexpr int kTapsBegin = 12;
+
+    struct Shared {
+        SharedLayout layout;
+        SharedArray<unsigned char> planes;
+        SharedArray<T> taps;
+        SharedArray<int> places;  // of each octet of the tile: where in the output plane, and how many are inside
+        SharedArray<Moments<double>> of_warp;
+        SharedArray<std::uint64_t> full;
+
+        __host__ __device__ constexpr Shared(const PlaneLayout& plane, int octets)
+            : planes(layout.array<unsigned char>(plane.bytes(), 128)),
+              taps(layout.array<T>(KD * KH * kTapsRow)),
+              places(layout.array<int>(2 * octets)),
+              of_warp(layout.array<Moments<double>>(kMaxThreads / kWarpSize)),
+              full(layout.array<std::uint64_t>(plane.stages)) {}
+    };
+
+    __device__ static void load_taps(const BandedParameters& p, std::int64_t channel, T* taps) {
+        const int count = KD * KH * p.kernel_w;
+        for (int i = threadIdx.x; i < KD * KH * kTapsRow; i += blockDim.x) {
+            const int kw = i % kTapsRow - kTapsBegin;
+            float value = 0.0f;
+            if (kw >= 0 && kw < p.kernel_w) {
+                const int tap = i / kTapsRow * p.kernel_w + kw;
+                value = load_parameter(p.weight, channel * count + (p.mirrored ? count - 1 - tap : tap));
+            }
+            taps[i] = from_float<T>(value);
+        }
+    }
+
+    // Lane (g, t) holds B[2t], B[2t + 1] and B[2t + 8], B[2t + 9] of column n = g.
+    __device__ static void load_band(const T* taps, int kernel_w, unsigned (&band)[KD][KH][2]) {
+        const int g = threadIdx.x % kWarpSize / 4;
+        const int t = threadIdx.x % 4;
+        const T* first = taps + kTapsBegin + 2 * t - g + kernel_w / 2 - 4;
+#pragma unroll
+        for (int row = 0; row < KD * KH; ++row) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const T* pair = first + row * kTapsRow + 8 * half;
+                band[row / KH][row % KH][half] = pack(pair[0], pair[1]);
+            }
+        }
+    }
+
+    // A plane's share of all output planes that it reaches.
+    __device__ static void multiply(float (&acc)[KD][kFragments][4], const unsigned (&band)[KD][KH][2],
+                                    const unsigned char* plane, const int (&window)[FullRows ? 1 : kFragments],
+                                    int row_bytes, int fragments) {
+        if constexpr (FullRows) {
+#pragma unroll
+            for (int row = 0; row < kFragments + KH - 1; ++row) {
+                unsigned a[4];
+                ldmatrix(a, plane + window[0] + row * row_bytes);
+#pragma unroll
+                for (int kh = 0; kh < KH; ++kh) {
+                    const int f = row - kh;
+                    if (f < 0 || f >= kFragments) continue;
+#pragma unroll
+                    for (int kd = 0; kd < KD; ++kd) mma_m16n8k16<T>(acc[kd][f], a, band[kd][kh]);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int f = 0; f < kFragments; ++f) {
+                if (f >= fragments) break;
+#pragma unroll
+                for (int kh = 0; kh < KH; ++kh) {
+                    unsigned a[4];
+                    ldmatrix(a, plane + window[f] + kh * row_bytes);
+#pragma unroll
+                    for (int kd = 0; kd < KD; ++kd) mma_m16n8k16<T>(acc[kd][f], a, band[kd][kh]);
+                }
+            }
+        }
+    }
+};
+
+// Moments of the values that a mask names, in two passes; which ones they are does not change from plane to plane.
+template <int N>
+__device__ inline Moments<float> masked_moments(const float (&values)[N], unsigned mask, float count, float inverse,
+                                                float pivot) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum += mask >> i & 1 ? values[i] - pivot : 0.0f;
+    const float mean = sum * inverse;
+    float squares = 0.0f;
+    float deviations = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        const float deviation = mask >> i & 1 ? values[i] - pivot - mean : 0.0f;
+        deviations += deviation;
+        squares = fmaf(deviation, deviation, squares);
+    }
+    const float correction = deviations * inverse;
+    const float centred = fmaf(-deviations, correction, squares);
+    return {count, mean + correction, centred < 0.0f ? 0.0f : centred};
+}
+
+template <typename T, int KD, int KH, bool FullRows>
+__global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerProcessor)
+    banded_convolution(const __grid_constant__ BandedParameters p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    __trap();  // the planner does not come here
+#else
+    using Core = Banded<T, KD, KH, FullRows>;
+    constexpr int kFragments = Core::kFragments;
+    constexpr int kOctets = Core::kOctets;
+
+    const int lane = threadIdx.x % kWarpSize;
+    const int warp = threadIdx.x / kWarpSize;
+    const BandedTile& tile = p.tile;
+    const std::int64_t volume = blockIdx.x / tile.tiles();  // n * C + c
+    const int number = blockIdx.x % tile.tiles();
+    const int w0 = number % tile.tiles_w * 8 * tile.octets;
+    const int h0 = number / tile.tiles_w % tile.tiles_h * tile.rows;
+    const int d0 = number / tile.tiles_w / tile.tiles_h * tile.depth;
+    const int d1 = min(d0 + tile.depth, p.out_d);
+
+    const PlaneLayout layout = plane_layout<KH>(p);
+    const int octets = tile.rows * tile.octets;
+    const typename Core::Shared shared(layout, octets);
+    unsigned char* const planes = shared_array(shared.planes);
+    T* const taps = shared_array(shared.taps);
+    int* const places = shared_array(shared.places);
+
+    const int z_begin = d0 - p.pad_d;
+    const int z_end = d1 - p.pad_d + KD - 1;
+    PlaneRing<T> ring(p.source, layout, planes, shared_array(shared.full), volume, h0 - p.pad_h, w0 - 4, z_begin, z_end);
+    ring.start();
+
+    Core::load_taps(p, volume % p.channels, taps);
+    for (int i = threadIdx.x; i < octets; i += blockDim.x) {
+        const int h = h0 + i / tile.octets;
+        const int w = w0 + 8 * (i % tile.octets);
+        places[2 * i] = i / tile.octets * p.out_w + 8 * (i % tile.octets);
+        places[2 * i + 1] = h < p.out_h ? min(p.out_w - w, 8) : 0;
+    }
+    __syncthreads();
+    unsigned band[KD][KH][2];
+    Core::load_band(taps, p.kernel_w, band);
+
+    // Where each fragment's windows lie in a plane: lane 8 j + r names row r + 8 (j % 2), columns from 8 (j / 2).
+    const int first = warp * kFragments * kOctets;
+    const int fragments = min((octets - first + kOctets - 1) / kOctets, kFragments);
+    int window[FullRows ? 1 : kFragments];
+#pragma unroll
+    for (int f = 0; f < (FullRows ? 1 : kFragments); ++f) {
+        const int octet = min(first + f * kOctets + lane % 16, octets - 1);
+        window[f] = (octet / tile.octets * tile.row_pitch + octet % tile.octets + lane / 16) * 16;
+    }
+
+    // What of a plane this lane stores: bit 4 f + i for element i of fragment f.
+    const int g = lane / 4;
+    const int t = lane % 4;
+    unsigned inside = 0;
+#pragma unroll
+    for (int i = 0; i < 4 * kFragments; ++i) {
+        const int octet = first + i / 4 * kOctets + g + i % 4 / 2 * 8;
+        if (octet < octets && 2 * t + i % 2 < places[2 * octet + 1]) inside |= 1u << i;
+    }
+    const float count = static_cast<float>(__popc(inside));
+    const float inverse = inside != 0 ? 1.0f / count : 0.0f;
+    Moments<float> mine{0.0f, 0.0f, 0.0f};
+    float pivot = 0.0f;
+
+    const float bias = p.bias.data == nullptr ? 0.0f : load_parameter(p.bias, volume % p.channels);
+    const std::int64_t plane_size = static_cast<std::int64_t>(p.out_h) * p.out_w;
+    std::int64_t at = (volume * p.out_d + d0) * plane_size + static_cast<std::int64_t>(h0) * p.out_w + w0 + 2 * t;
+
+    float acc[KD][kFragments][4] = {};
+    for (int z = z_begin; z < z_end; ++z) {
+        const unsigned char* plane = ring.next();
+        if (plane != nullptr && fragments > 0) {
+            Core::multiply(acc, band, plane, window, tile.row_pitch * 16, fragments);
+        }
+        if (z >= z_begin + KD - 1) {
+            float values[4 * kFragments];
+#pragma unroll
+            for (int i = 0; i < 4 * kFragments; i += 2) {
+                const int octet = first + i / 4 * kOctets + g + i % 4 / 2 * 8;
+                const bool any = (inside >> i & 3) != 0;
+                const std::int64_t to = any ? at + places[2 * octet] : 0;
+                float low = acc[KD - 1][i / 4][i % 4] + bias;
+                float high = acc[KD - 1][i / 4][i % 4 + 1] + bias;
+                if (p.add != nullptr && any) {
+                    const T* add = static_cast<const T*>(p.add) + to;
+                    low += to_float(add[0]);
+                    if (inside >> i & 2) high += to_float(add[1]);
+                }
+                Vector<T, 2> pair{{from_float<T>(low), from_float<T>(high)}};
+                T* output = static_cast<T*>(p.output) + to;
+                if (p.pairs && any) {
+                    *reinterpret_cast<Vector<T, 2>*>(output) = pair;
+                } else if (any) {
+                    output[0] = pair.element[0];
+                    if (inside >> i & 2) output[1] = pair.element[1];
+                }
+                values[i] = to_float(pair.element[0]);
+                values[i + 1] = to_float(pair.element[1]);
+            }
+            if (p.moments != nullptr) {
+                if (z == z_begin + KD - 1) pivot = values[0];
+                mine = merge(mine, masked_moments(values, inside, count, inverse, pivot));
+            }
+            at += plane_size;
+        }
+#pragma unroll
+        for (int kd = KD - 1; kd >= 0; --kd) {
+#pragma unroll
+            for (int i = 0; i < 4 * kFragments; ++i) {
+                acc[kd][i / 4][i % 4] = kd > 0 ? acc[kd > 0 ? kd - 1 : 0][i / 4][i % 4] : 0.0f;
+            }
+        }
+    }
+    ring.finish();
+
+    if (p.moments != nullptr) {
+        Moments<double>* const of_warp = shared_array(shared.of_warp);
+        Moments<double> all = merge_warp(Moments<double>{mine.count, static_cast<double>(pivot) + mine.mean,
+                                                         mine.sum_squared_deviations});
+        if (lane == 0) of_warp[warp] = all;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            for (int other = 1; other < static_cast<int>(blockDim.x) / kWarpSize; ++other) {
+                all = merge(all, of_warp[other]);
+            }
+            p.moments[blockIdx.x] = all;
+        }
+    }
+#endif
+}
+
+template <typename T, int KD, int KH, bool FullRows>
+cudaError_t launch_banded(const BandedParameters& p, const BandedTile& tile, unsigned blocks, cudaStream_t stream) {
+    const typename Banded<T, KD, KH, FullRows>::Shared shared(plane_layout<KH>(p), tile.rows * tile.octets);
+    const auto threads = static_cast<unsigned>(tile.warps * kWarpSize);
+    return launch<banded_convolution<T, KD, KH, FullRows>>({blocks, threads, shared.layout.bytes(), stream}, p);
+}
+
+// One instance a kernel size, each in a file of its own.
+template <int KD, int KH>
+cudaError_t launch_banded_of_size(ScalarType type, const BandedParameters& p, const BandedTile& tile, unsigned blocks,
+                                  cudaStream_t stream) {
+    if (type == ScalarType::float16) {
+        return tile.full_rows ? launch_banded<__half, KD, KH, true>(p, tile, blocks, stream)
+                              : launch_banded<__half, KD, KH, false>(p, tile, blocks, stream);
+    }
+    return tile.full_rows ? launch_banded<__nv_bfloat16, KD, KH, true>(p, tile, blocks, stream)
+                          : launch_banded<__nv_bfloat16, KD, KH, false>(p, tile, blocks, stream);
+}
+
+}  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -1,0 +1,34 @@
+#include "launch.h"
+
+#include "banded_convolution.h"
+#include "general_convolution.h"
+#include "general_weight_gradient.h"
+#include "weight_gradient_reduction.h"
+
+namespace mednext_ops::cuda::depthwise_conv3d {
+
+cudaError_t launch_convolution(const ConvolutionProblem& problem, const ConvolutionPlan& plan,
+                               Moments<double>* moments, cudaStream_t stream) {
+    switch (plan.core) {
+        case ConvolutionCore::banded:
+            return launch_banded_convolution(problem, plan.banded, moments, stream);
+        case ConvolutionCore::general:
+            return launch_general_convolution(problem, moments, stream);
+    }
+    return cudaErrorInvalidValue;
+}
+
+cudaError_t launch_weight_gradient(const WeightGradientProblem& problem, const WeightGradientPlan& plan,
+                                   void* workspace, cudaStream_t stream) {
+    auto* partial = static_cast<float*>(workspace);
+    const std::int64_t sums = problem.channels * problem.geometry.kernel.product();
+    cudaError_t error = cudaErrorInvalidValue;
+    switch (plan.core) {
+        case WeightGradientCore::general:
+            error = launch_general_weight_gradient(problem, partial, stream);
+            break;
+    }
+    return error == cudaSuccess ? launch_reduction(partial, sums, plan.parts, problem.grad_weight, stream) : error;
+}
+
+}  // namespace mednext_ops::cuda::depthwise_conv3d

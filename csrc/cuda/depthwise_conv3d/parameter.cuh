@@ -1,0 +1,22 @@
+// Reads an element of a weight or a bias, which may be wider than the tensor that it belongs to.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/scalar_types.cuh"
+#include "problem.h"
+
+namespace mednext_ops::cuda::depthwise_conv3d {
+
+__device__ inline float load_parameter(const Parameter& parameter, std::int64_t index) {
+    switch (parameter.type) {
+        case ScalarType::float16:
+            return to_float(static_cast<const __half*>(parameter.data)[index]);
+        case ScalarType::bfloat16:
+            return to_float(static_cast<const __nv_bfloat16*>(parameter.data)[index]);
+        default:
+            return static_cast<const float*>(parameter.data)[index];
+    }
+}
+
+}  // namespace mednext_ops::cuda::depthwise_conv3d
