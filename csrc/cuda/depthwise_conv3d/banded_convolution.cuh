@@ -59,6 +59,12 @@ __host__ __device__ constexpr PlaneLayout plane_layout(const BandedParameters& p
             p.source.fill};
 }
 
+// The moments of what a thread has stored, relative to the first value of it.
+struct alignas(16) RunningMoments {
+    Moments<float> moments;
+    float pivot;
+};
+
 template <typename T, int KD, int KH, bool FullRows>
 struct Banded {
     static constexpr int kFragments = BandedTile::kFragments;
@@ -75,6 +81,7 @@ struct Banded {
         SharedArray<unsigned char> planes;
         SharedArray<T> taps;
         SharedArray<int> places;  // of each octet of the tile: where in the output plane, and how many are inside
+        SharedArray<RunningMoments> of_thread;  // between planes: registers are what a 7x7x7 kernel has least of
         SharedArray<Moments<double>> of_warp;
         SharedArray<std::uint64_t> full;
 
@@ -82,6 +89,7 @@ struct Banded {
             : planes(layout.array<unsigned char>(plane.bytes(), 128)),
               taps(layout.array<T>(KD * KH * kTapsRow)),
               places(layout.array<int>(2 * octets)),
+              of_thread(layout.array<RunningMoments>(kMaxThreads)),
               of_warp(layout.array<Moments<double>>(kMaxThreads / kWarpSize)),
               full(layout.array<std::uint64_t>(plane.stages)) {}
     };
@@ -147,10 +155,11 @@ struct Banded {
     }
 };
 
-// Moments of the values that a mask names, in two passes; which ones they are does not change from plane to plane.
+// Moments of the values that a mask names, less the pivot, in two passes.
 template <int N>
-__device__ inline Moments<float> masked_moments(const float (&values)[N], unsigned mask, float count, float inverse,
-                                                float pivot) {
+__device__ inline Moments<float> masked_moments(const float (&values)[N], unsigned mask, float pivot) {
+    const float count = static_cast<float>(__popc(mask));
+    const float inverse = mask != 0 ? 1.0f / count : 0.0f;
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < N; ++i) sum += mask >> i & 1 ? values[i] - pivot : 0.0f;
@@ -230,12 +239,7 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
         const int octet = first + i / 4 * kOctets + g + i % 4 / 2 * 8;
         if (octet < octets && 2 * t + i % 2 < places[2 * octet + 1]) inside |= 1u << i;
     }
-    const float count = static_cast<float>(__popc(inside));
-    const float inverse = inside != 0 ? 1.0f / count : 0.0f;
-    Moments<float> mine{0.0f, 0.0f, 0.0f};
-    float pivot = 0.0f;
-
-    const float bias = p.bias.data == nullptr ? 0.0f : load_parameter(p.bias, volume % p.channels);
+    RunningMoments& running = shared_array(shared.of_thread)[threadIdx.x];
     const std::int64_t plane_size = static_cast<std::int64_t>(p.out_h) * p.out_w;
     std::int64_t at = (volume * p.out_d + d0) * plane_size + static_cast<std::int64_t>(h0) * p.out_w + w0 + 2 * t;
 
@@ -246,6 +250,7 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
             Core::multiply(acc, band, plane, window, tile.row_pitch * 16, fragments);
         }
         if (z >= z_begin + KD - 1) {
+            const float bias = p.bias.data == nullptr ? 0.0f : load_parameter(p.bias, volume % p.channels);
             float values[4 * kFragments];
 #pragma unroll
             for (int i = 0; i < 4 * kFragments; i += 2) {
@@ -271,8 +276,10 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
                 values[i + 1] = to_float(pair.element[1]);
             }
             if (p.moments != nullptr) {
-                if (z == z_begin + KD - 1) pivot = values[0];
-                mine = merge(mine, masked_moments(values, inside, count, inverse, pivot));
+                RunningMoments mine{{0.0f, 0.0f, 0.0f}, values[0]};
+                if (z > z_begin + KD - 1) mine = running;
+                mine.moments = merge(mine.moments, masked_moments(values, inside, mine.pivot));
+                running = mine;
             }
             at += plane_size;
         }
@@ -288,7 +295,8 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
 
     if (p.moments != nullptr) {
         Moments<double>* const of_warp = shared_array(shared.of_warp);
-        Moments<double> all = merge_warp(Moments<double>{mine.count, static_cast<double>(pivot) + mine.mean,
+        const Moments<float>& mine = running.moments;
+        Moments<double> all = merge_warp(Moments<double>{mine.count, static_cast<double>(running.pivot) + mine.mean,
                                                          mine.sum_squared_deviations});
         if (lane == 0) of_warp[warp] = all;
         __syncthreads();
