@@ -66,8 +66,8 @@ Convolved convolve(const char* op, const CudaContext& context, const Gradient& s
     const Tensor& input = source.grad;
     const std::int64_t batch = input.size(0);
     const std::int64_t channels = input.size(1);
-    Tensor output = context.empty_volume(input, {batch, channels, output_size[0], output_size[1], output_size[2]},
-                                         channels_last);
+    Tensor output =
+        context.empty_volume(input, {batch, channels, output_size[0], output_size[1], output_size[2]}, channels_last);
     const Tensor dense_weight = in_format(weight, false);
     const MaybeTensor dense_bias = in_format(bias, false);
     const MaybeTensor dense_add = in_format(add, channels_last);
@@ -98,9 +98,9 @@ Convolved convolve(const char* op, const CudaContext& context, const Gradient& s
     return {output, moments, plan.moments_per_channel};
 }
 
-ConvolutionGeometry forward_geometry(const char* op, const Tensor& input, const Tensor& weight,
-                                     const MaybeTensor& bias, const Integers& stride, const Integers& padding,
-                                     const Integers& dilation, const Integers& output_padding, bool transposed) {
+ConvolutionGeometry forward_geometry(const char* op, const Tensor& input, const Tensor& weight, const MaybeTensor& bias,
+                                     const Integers& stride, const Integers& padding, const Integers& dilation,
+                                     const Integers& output_padding, bool transposed) {
     require_volume(op, "input", input);
     require_floating_type(op, "input", input);
     const Sizes kernel = require_weight(op, weight, input);
@@ -145,11 +145,11 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv3d_statistics(const Tensor& inp
     const std::int64_t groups = input.size(0) * num_groups;
     Tensor mean = context.empty(input, {input.size(0), num_groups}, ScalarType::Float);
     Tensor rstd = context.empty(input, {input.size(0), num_groups}, ScalarType::Float);
-    require_launched(op, cuda::group_norm::launch_finalize(
-                             static_cast<const cuda::Moments<double>*>(made.moments.const_data_ptr()), groups,
-                             input.size(1) / num_groups * made.moments_per_channel, eps,
-                             static_cast<float*>(mean.mutable_data_ptr()), static_cast<float*>(rstd.mutable_data_ptr()),
-                             context.stream()));
+    require_launched(
+        op, cuda::group_norm::launch_finalize(static_cast<const cuda::Moments<double>*>(made.moments.const_data_ptr()),
+                                              groups, input.size(1) / num_groups * made.moments_per_channel, eps,
+                                              static_cast<float*>(mean.mutable_data_ptr()),
+                                              static_cast<float*>(rstd.mutable_data_ptr()), context.stream()));
     return {made.output, mean, rstd};
 }
 
@@ -192,8 +192,7 @@ Tensor depthwise_conv3d_backward_weight(const Tensor& grad_output, const MaybeTe
     const bool channels_last = prefers_channels_last(input);
     const Gradient gradient(grad_output, output, scale, slope, offset, channels_last);
     const Tensor values = in_format(input, channels_last);
-    Tensor grad_weight =
-        context.empty(input, {input.size(1), 1, kernel[0], kernel[1], kernel[2]}, ScalarType::Float);
+    Tensor grad_weight = context.empty(input, {input.size(1), 1, kernel[0], kernel[1], kernel[2]}, ScalarType::Float);
     const Tensor& small = transposed ? values : gradient.grad;
     const Tensor& large = transposed ? gradient.grad : values;
     const kernels::WeightGradientProblem problem{cuda_scalar_type(input),
@@ -210,8 +209,8 @@ Tensor depthwise_conv3d_backward_weight(const Tensor& grad_output, const MaybeTe
                                                  static_cast<float*>(grad_weight.mutable_data_ptr())};
     const kernels::WeightGradientPlan plan = kernels::plan_weight_gradient(problem, context.architecture());
     Tensor workspace = context.empty(input, {plan.workspace_bytes}, ScalarType::Byte);
-    require_launched(
-        op, kernels::launch_weight_gradient(problem, plan, workspace.mutable_data_ptr(), context.stream()));
+    require_launched(op,
+                     kernels::launch_weight_gradient(problem, plan, workspace.mutable_data_ptr(), context.stream()));
     return grad_weight;
 }
 

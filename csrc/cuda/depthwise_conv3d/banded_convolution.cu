@@ -20,6 +20,10 @@ extern template cudaError_t launch_banded_of_size<1, 7>(ScalarType, const Banded
 
 namespace {
 
+bool at_pairs(const void* pointer) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % 4 == 0;
+}
+
 // The volumes as the copy engine sees them: a box is a plane of the tile.
 cudaError_t encode_planes(const ConvolutionProblem& p, const BandedTile& tile, const void* data, CUtensorMap* map) {
     const auto row = static_cast<std::uint64_t>(p.input_size.w) * 2;
@@ -66,7 +70,7 @@ cudaError_t launch_banded_convolution(const ConvolutionProblem& p, const BandedT
     parameters.channels = p.channels;
     parameters.add = p.add;
     parameters.output = p.output;
-    parameters.pairs = p.output_size.w % 2 == 0 && reinterpret_cast<std::uintptr_t>(p.output) % 4 == 0;
+    parameters.pairs = p.output_size.w % 2 == 0 && at_pairs(p.output) && at_pairs(p.add);
     parameters.moments = moments;
     parameters.tile = tile;
     if (tile.fill == Fill::boxes) {

@@ -5,7 +5,7 @@
 //     C[m, n] = sum over kappa of A[m, kappa] B[kappa, n]        output voxel w = 8 m + n of a row
 //     A[m, kappa] = x[8 m + kappa - 4]                           16 wide windows, 8 apart: two neighbouring octets of
 //                                                                a row that lies 4 elements shifted in shared memory
-//     B[kappa, n] = weight[kappa - n + pw - 4], or 0             any kernel up to 9 wide, at the same price
+//     B[kappa, n] = weight[kappa - n + pw - 4], or 0             any kernel up to 7 wide, at the same price
 //
 // so mma.m16n8k16 makes 128 voxels' share of one (kd, kh) row of taps. A block walks along D over input planes:
 //
@@ -18,8 +18,9 @@
 //        |   halo rows                    |                        acc[K-1]   z + pd - K + 1  is complete: stored
 //        +---+------------------------+---+                        then all move one up
 //
-// Every plane is loaded once a block, every fragment of a row once a warp (full_rows) or once a (fragment, kh), and each
-// feeds KD products. The band stays in registers. The order of every sum is that of the taps: the same bits always.
+// Every plane is loaded once a block, every fragment of a row once a warp (full_rows) or once a (fragment, kh), and
+// each feeds KD products. The band stays in registers. The order of every sum is that of the taps: the same bits
+// always.
 //
 // A value that is not finite makes the whole window of its octets not finite (0 x inf is NaN): up to 11 voxels along W.
 #pragma once
@@ -30,6 +31,7 @@
 #include "../common/launch.h"
 #include "../common/mma.cuh"
 #include "../common/moments.cuh"
+#include "../common/opaque.cuh"
 #include "../common/scalar_types.cuh"
 #include "../common/shared_memory.cuh"
 #include "banded_convolution.h"
@@ -55,8 +57,8 @@ struct BandedParameters {
 
 template <int KH>
 __host__ __device__ constexpr PlaneLayout plane_layout(const BandedParameters& p) {
-    return {p.tile.rows + KH - 1, p.tile.octets + 1, p.tile.row_pitch, p.tile.stages, p.source.affine.given(),
-            p.source.fill};
+    return {p.tile.rows + KH - 1, p.tile.octets + 1,       p.tile.row_pitch,
+            p.tile.stages,        p.source.affine.given(), p.source.fill};
 }
 
 // The moments of what a thread has stored, relative to the first value of it.
@@ -71,10 +73,10 @@ struct Banded {
     static constexpr int kOctets = BandedTile::kOctetsPerFragment;
     static constexpr int kMaxThreads = 256;
     // The most registers that this leaves a thread is 255, 128 where the accumulators are few.
-    static constexpr int kBlocksPerProcessor = KD * KH <= 9 ? 2 : 1;
-    // A row of taps among zeros, so that the band is read without looking at bounds: kappa - n + pw - 4 is -10 to 15.
-    static constexpr int kTapsRow = 32;
-    static constexpr int kTapsBegin = 12;
+    static constexpr int kBlocksPerProcessor = FullRows && KD * KH <= 9 ? 2 : 1;
+    // A row of taps among zeros, so that the band is read without looking at bounds: kappa - n + pw - 4 is -3 to 9.
+    static constexpr int kTapsRow = 16;
+    static constexpr int kTapsBegin = 4;
 
     struct Shared {
         SharedLayout layout;
@@ -107,49 +109,83 @@ struct Banded {
         }
     }
 
-    // Lane (g, t) holds B[2t], B[2t + 1] and B[2t + 8], B[2t + 9] of column n = g.
-    __device__ static void load_band(const T* taps, int kernel_w, unsigned (&band)[KD][KH][2]) {
-        const int g = threadIdx.x % kWarpSize / 4;
-        const int t = threadIdx.x % 4;
-        const T* first = taps + kTapsBegin + 2 * t - g + kernel_w / 2 - 4;
+    // Lane (g, t) holds B[2t], B[2t + 1] and B[2t + 8], B[2t + 9] of column n = g. A band of up to 7 taps is never in
+    // both, so one register a row of taps is enough; `lower` says, for the lane, in which of the two it belongs.
+    __device__ static void load_band(const T* taps, int kernel_w, unsigned (&band)[KD][KH], unsigned& lower) {
+        const int first =
+            2 * static_cast<int>(threadIdx.x % 4) - static_cast<int>(threadIdx.x % kWarpSize / 4) + kernel_w / 2 - 4;
+        lower = first >= -1 ? ~0u : 0u;
+        const T* pair = taps + kTapsBegin + first + (first >= -1 ? 0 : 8);
 #pragma unroll
         for (int row = 0; row < KD * KH; ++row) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const T* pair = first + row * kTapsRow + 8 * half;
-                band[row / KH][row % KH][half] = pack(pair[0], pair[1]);
-            }
+            band[row / KH][row % KH] = pack(pair[row * kTapsRow], pair[row * kTapsRow + 1]);
         }
     }
 
     // A plane's share of all output planes that it reaches.
-    __device__ static void multiply(float (&acc)[KD][kFragments][4], const unsigned (&band)[KD][KH][2],
+    __device__ static void multiply(float (&acc)[KD][kFragments][4], const unsigned (&band)[KD][KH], unsigned lower,
                                     const unsigned char* plane, const int (&window)[FullRows ? 1 : kFragments],
-                                    int row_bytes, int fragments) {
-        if constexpr (FullRows) {
+                                    int row_pitch, int fragments) {
+        const int row_bytes = (FullRows ? BandedTile::kFullRowPitch : row_pitch) * 16;
+        make_opaque(lower);  // both halves of every band would take twice the registers
+        unsigned a[kFragments][4];
+        if constexpr (FullRows) {  // row f + kh of the plane serves fragment f, and fragment f - 1 at the next kh
 #pragma unroll
-            for (int row = 0; row < kFragments + KH - 1; ++row) {
-                unsigned a[4];
-                ldmatrix(a, plane + window[0] + row * row_bytes);
+            for (int f = 0; f < kFragments - 1; ++f) ldmatrix(a[f], plane + window[0] + f * row_bytes);
+        }
 #pragma unroll
-                for (int kh = 0; kh < KH; ++kh) {
-                    const int f = row - kh;
-                    if (f < 0 || f >= kFragments) continue;
+        for (int kh = 0; kh < KH; ++kh) {
+            if constexpr (FullRows) {
+                constexpr int kNewest = kFragments - 1;
+                ldmatrix(a[(kh + kNewest) % kFragments], plane + window[0] + (kh + kNewest) * row_bytes);
+            } else {
 #pragma unroll
-                    for (int kd = 0; kd < KD; ++kd) mma_m16n8k16<T>(acc[kd][f], a, band[kd][kh]);
+                for (int f = 0; f < kFragments; ++f) {
+                    if (f < fragments) ldmatrix(a[f], plane + window[f] + kh * row_bytes);
                 }
             }
-        } else {
 #pragma unroll
-            for (int f = 0; f < kFragments; ++f) {
-                if (f >= fragments) break;
+            for (int kd = 0; kd < KD; ++kd) {
+                const unsigned b[2] = {band[kd][kh] & lower, band[kd][kh] & ~lower};
 #pragma unroll
-                for (int kh = 0; kh < KH; ++kh) {
-                    unsigned a[4];
-                    ldmatrix(a, plane + window[f] + kh * row_bytes);
-#pragma unroll
-                    for (int kd = 0; kd < KD; ++kd) mma_m16n8k16<T>(acc[kd][f], a, band[kd][kh]);
+                for (int f = 0; f < kFragments; ++f) {
+                    if (FullRows || f < fragments) {
+                        mma_m16n8k16<T>(acc[kd][f], a[FullRows ? (kh + f) % kFragments : f], b);
+                    }
                 }
+            }
+        }
+    }
+
+    // A finished plane to the output; `values` are what was stored, as float. `places` begins at the lane's first
+    // octet.
+    template <bool Pairs, bool Add>
+    __device__ static void store(const BandedParameters& p, const float (&acc)[kFragments][4], float bias,
+                                 std::int64_t at, const int* places, unsigned inside, float (&values)[4 * kFragments]) {
+        const T* const add = static_cast<const T*>(p.add) + at;
+        T* const output = static_cast<T*>(p.output) + at;
+#pragma unroll
+        for (int i = 0; i < 4 * kFragments; i += 2) {
+            const int to = inside >> i & 1 ? places[2 * (i / 4 * kOctets + i % 4 / 2 * 8)] : 0;
+            const bool both = Pairs ? inside >> i & 1 : inside >> i & 2;
+            Vector<T, 2> pair{};
+            if constexpr (Add && Pairs) {
+                if (both) pair = *reinterpret_cast<const Vector<T, 2>*>(add + to);
+            } else if constexpr (Add) {
+                if (p.add != nullptr && (inside >> i & 1)) pair.element[0] = add[to];
+                if (p.add != nullptr && both) pair.element[1] = add[to + 1];
+            }
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const float sum = acc[i / 4][i % 4 + j] + bias;
+                pair.element[j] = from_float<T>(Add ? sum + to_float(pair.element[j]) : sum);
+                values[i + j] = to_float(pair.element[j]);
+            }
+            if constexpr (Pairs) {
+                if (both) *reinterpret_cast<Vector<T, 2>*>(output + to) = pair;
+            } else {
+                if (inside >> i & 1) output[to] = pair.element[0];
+                if (both) output[to + 1] = pair.element[1];
             }
         }
     }
@@ -206,7 +242,8 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
 
     const int z_begin = d0 - p.pad_d;
     const int z_end = d1 - p.pad_d + KD - 1;
-    PlaneRing<T> ring(p.source, layout, planes, shared_array(shared.full), volume, h0 - p.pad_h, w0 - 4, z_begin, z_end);
+    PlaneRing<T> ring(p.source, layout, planes, shared_array(shared.full), volume, h0 - p.pad_h, w0 - 4, z_begin,
+                      z_end);
     ring.start();
 
     Core::load_taps(p, volume % p.channels, taps);
@@ -217,8 +254,9 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
         places[2 * i + 1] = h < p.out_h ? min(p.out_w - w, 8) : 0;
     }
     __syncthreads();
-    unsigned band[KD][KH][2];
-    Core::load_band(taps, p.kernel_w, band);
+    unsigned band[KD][KH];
+    unsigned lower;
+    Core::load_band(taps, p.kernel_w, band, lower);
 
     // Where each fragment's windows lie in a plane: lane 8 j + r names row r + 8 (j % 2), columns from 8 (j / 2).
     const int first = warp * kFragments * kOctets;
@@ -246,34 +284,22 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
     float acc[KD][kFragments][4] = {};
     for (int z = z_begin; z < z_end; ++z) {
         const unsigned char* plane = ring.next();
-        if (plane != nullptr && fragments > 0) {
-            Core::multiply(acc, band, plane, window, tile.row_pitch * 16, fragments);
+        if (plane != nullptr) {
+            Core::multiply(acc, band, lower, plane, window, tile.row_pitch, fragments);
         }
         if (z >= z_begin + KD - 1) {
+            make_opaque(inside);  // or its bits are kept one by one
             const float bias = p.bias.data == nullptr ? 0.0f : load_parameter(p.bias, volume % p.channels);
             float values[4 * kFragments];
-#pragma unroll
-            for (int i = 0; i < 4 * kFragments; i += 2) {
-                const int octet = first + i / 4 * kOctets + g + i % 4 / 2 * 8;
-                const bool any = (inside >> i & 3) != 0;
-                const std::int64_t to = any ? at + places[2 * octet] : 0;
-                float low = acc[KD - 1][i / 4][i % 4] + bias;
-                float high = acc[KD - 1][i / 4][i % 4 + 1] + bias;
-                if (p.add != nullptr && any) {
-                    const T* add = static_cast<const T*>(p.add) + to;
-                    low += to_float(add[0]);
-                    if (inside >> i & 2) high += to_float(add[1]);
-                }
-                Vector<T, 2> pair{{from_float<T>(low), from_float<T>(high)}};
-                T* output = static_cast<T*>(p.output) + to;
-                if (p.pairs && any) {
-                    *reinterpret_cast<Vector<T, 2>*>(output) = pair;
-                } else if (any) {
-                    output[0] = pair.element[0];
-                    if (inside >> i & 2) output[1] = pair.element[1];
-                }
-                values[i] = to_float(pair.element[0]);
-                values[i + 1] = to_float(pair.element[1]);
+            const auto store = [&]<bool Pairs, bool Add>() {
+                Core::template store<Pairs, Add>(p, acc[KD - 1], bias, at, places + 2 * (first + g), inside, values);
+            };
+            if (p.pairs && p.add == nullptr) {
+                store.template operator()<true, false>();
+            } else if (p.pairs) {
+                store.template operator()<true, true>();
+            } else {
+                store.template operator()<false, true>();
             }
             if (p.moments != nullptr) {
                 RunningMoments mine{{0.0f, 0.0f, 0.0f}, values[0]};
@@ -296,8 +322,8 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
     if (p.moments != nullptr) {
         Moments<double>* const of_warp = shared_array(shared.of_warp);
         const Moments<float>& mine = running.moments;
-        Moments<double> all = merge_warp(Moments<double>{mine.count, static_cast<double>(running.pivot) + mine.mean,
-                                                         mine.sum_squared_deviations});
+        Moments<double> all = merge_warp(
+            Moments<double>{mine.count, static_cast<double>(running.pivot) + mine.mean, mine.sum_squared_deviations});
         if (lane == 0) of_warp[warp] = all;
         __syncthreads();
         if (threadIdx.x == 0) {

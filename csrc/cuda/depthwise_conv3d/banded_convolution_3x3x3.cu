@@ -4,6 +4,6 @@
 namespace mednext_ops::cuda::depthwise_conv3d {
 
 template cudaError_t launch_banded_of_size<3, 3>(ScalarType, const BandedParameters&, const BandedTile&, unsigned,
-                                                  cudaStream_t);
+                                                 cudaStream_t);
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

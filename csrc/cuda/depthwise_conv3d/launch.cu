@@ -7,8 +7,8 @@
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-cudaError_t launch_convolution(const ConvolutionProblem& problem, const ConvolutionPlan& plan,
-                               Moments<double>* moments, cudaStream_t stream) {
+cudaError_t launch_convolution(const ConvolutionProblem& problem, const ConvolutionPlan& plan, Moments<double>* moments,
+                               cudaStream_t stream) {
     switch (plan.core) {
         case ConvolutionCore::banded:
             return launch_banded_convolution(problem, plan.banded, moments, stream);

@@ -16,10 +16,10 @@ bool aligned(const void* pointer, std::uintptr_t bytes) {
     return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
 }
 
-// The kernels that the tensor-core cores are compiled for: KxKxK and 1xKxK; along W they take any up to 9 wide.
+// The kernels that the tensor-core cores are compiled for: KxKxK and 1xKxK; along W they take any up to 7 wide.
 bool is_banded_kernel(const Triple& kernel) {
     const bool size = kernel.h == 3 || kernel.h == 5 || kernel.h == 7;
-    return size && (kernel.d == kernel.h || kernel.d == 1) && kernel.w % 2 == 1 && kernel.w <= 9;
+    return size && (kernel.d == kernel.h || kernel.d == 1) && kernel.w % 2 == 1 && kernel.w <= 7;
 }
 
 // Offsets inside a sample and channel are 32-bit in these cores, and coordinates may be off by a kernel.
@@ -67,7 +67,8 @@ BandedTile banded_tile(const ConvolutionProblem& p, int architecture) {
     const std::int64_t most_rows = std::min<std::int64_t>(out.h, kMostWarps * kPerWarp / tile.octets);
     tile.tiles_h = static_cast<int>(ceil_div(out.h, most_rows));
     tile.rows = static_cast<int>(ceil_div(out.h, tile.tiles_h));
-    if (tile.full_rows) tile.rows = static_cast<int>(ceil_div(tile.rows, BandedTile::kFragments)) * BandedTile::kFragments;
+    if (tile.full_rows)
+        tile.rows = static_cast<int>(ceil_div(tile.rows, BandedTile::kFragments)) * BandedTile::kFragments;
     tile.warps = static_cast<int>(ceil_div(tile.rows * tile.octets, kPerWarp));
     tile.stages = p.affine.given() ? 3 : 4;
 

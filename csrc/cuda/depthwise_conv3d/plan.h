@@ -24,6 +24,7 @@ enum class Fill { elements, async, boxes };
 struct BandedTile {
     static constexpr int kFragments = 4;
     static constexpr int kOctetsPerFragment = 16;
+    static constexpr int kFullRowPitch = kOctetsPerFragment + 1;
 
     Fill fill;
     bool full_rows;  // a row of the tile is one fragment: neighbours share what they load

@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "../common/copy.cuh"
+#include "../common/opaque.cuh"
 #include "../common/scalar_types.cuh"
 #include "../common/shared_memory.cuh"
 #include "../common/tma.cuh"
@@ -29,7 +30,7 @@ struct PlaneSource {
     AffineGradient affine;
     Fill fill;
     int d, h, w;
-    CUtensorMap box;         // of `data`, and of `affine.output`, where the fill is `boxes`
+    CUtensorMap box;  // of `data`, and of `affine.output`, where the fill is `boxes`
     CUtensorMap box_output;
 };
 
@@ -39,11 +40,7 @@ struct PlaneLayout {
     bool staged;                          // the ring holds what the operand planes are computed from
 
     __host__ __device__ constexpr PlaneLayout(int rows, int octets, int row_pitch, int stages, bool affine, Fill fill)
-        : rows(rows),
-          octets(octets),
-          row_pitch(row_pitch),
-          stages(stages),
-          staged(affine && fill != Fill::elements) {}
+        : rows(rows), octets(octets), row_pitch(row_pitch), stages(stages), staged(affine && fill != Fill::elements) {}
 
     __host__ __device__ constexpr int plane_bytes() const { return (rows * row_pitch * 16 + 127) / 128 * 128; }
     __host__ __device__ constexpr int ring_planes() const { return staged ? 2 * stages : stages; }
@@ -122,8 +119,10 @@ class PlaneRing {
     __device__ void for_each_chunk(Function&& function) const {
         const int chunks_per_row = 2 * layout_.octets;
         const int threads = static_cast<int>(blockDim.x);
-        int row = static_cast<int>(threadIdx.x) / chunks_per_row;
-        int column = static_cast<int>(threadIdx.x) % chunks_per_row;
+        unsigned thread = threadIdx.x;
+        make_opaque(thread);  // what follows from it is cheaper to compute again than to keep
+        int row = static_cast<int>(thread) / chunks_per_row;
+        int column = static_cast<int>(thread) % chunks_per_row;
         const int rows_further = threads / chunks_per_row;
         const int columns_further = threads % chunks_per_row;
         while (row < layout_.rows) {

@@ -30,8 +30,8 @@ struct Geometry {
 // A tensor to be read as `scale * value + slope * output + offset`, a sample and channel: the gradient of a convolution
 // that GroupNorm follows. Without `output` it is read as it is. What lies outside of the tensor is zero, not `offset`.
 struct AffineGradient {
-    const void* output;    // of the shape, type and format of the tensor
-    const float* scale;   // [N, C], as are the next two
+    const void* output;  // of the shape, type and format of the tensor
+    const float* scale;  // [N, C], as are the next two
     const float* slope;
     const float* offset;
 
