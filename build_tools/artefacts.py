@@ -201,7 +201,7 @@ def information(
     pybind: PybindModule,
     facts: dict[str, str],
 ) -> Artefact:
-    """The pybind11 module that tells what was compiled by what."""
+    """The pybind11 module that tells what was compiled by what, and how the CUDA kernels would be launched."""
     defines = [f'-DMEDNEXT_OPS_{name.upper()}="{value}"' for name, value in facts.items()]
     flags = [
         *_CXX_FLAGS,
@@ -209,7 +209,7 @@ def information(
         f"-isystem{pybind.include}",
         f"-isystem{pybind.python_include}",
     ]
-    sources = _sources(root, "csrc/python/build_information.cpp")
+    sources = _sources(root, "csrc/python/*.cpp", "csrc/cuda/*/*.cpp")
     objects = _compile(ninja, build, "information", sources, compiler, [*flags, *defines])
     file = INFORMATION_MODULE + pybind.suffix
     _link(ninja, build, "information_module", file, objects, compiler, [])

@@ -1,6 +1,7 @@
 """What of mednext_ops runs on this machine and, for what does not, why and how to mend it.
 
-``python -m mednext_ops.info`` prints it for a person, ``--json`` for a program. Asks CUDA for its devices.
+``python -m mednext_ops.info`` prints it for a person, ``--json`` for a program. Asks CUDA for its devices. With
+``--plan`` it says how a convolution would be launched on a GPU, which need not be there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mednext_ops import backends, native
+from mednext_ops import backends, native, plans
 
 __all__ = ["collect", "describe", "main"]
 
@@ -171,7 +172,15 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line of ``python -m mednext_ops.info``."""
     parser = argparse.ArgumentParser(prog="python -m mednext_ops.info", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    plans.add_arguments(parser)
     options = parser.parse_args(arguments)
+    if options.plan is not None:
+        try:
+            found = plans.plans_asked_for(options)
+        except (RuntimeError, ValueError) as error:
+            parser.error(str(error))
+        print(json.dumps(found, indent=2) if options.json else plans.describe(found))
+        return
     facts = collect()
     print(json.dumps(facts, indent=2) if options.json else describe(facts))
 

@@ -1,4 +1,5 @@
-// The module mednext_ops._build_information: what the compilers saw when the native parts were made.
+// The module mednext_ops._build_information: what the compilers saw when the native parts were made, and how the CUDA
+// kernels would be launched (launch_plans.cpp).
 //
 // Facts of the build come in as macros (build_tools/artefacts.py); nothing here depends on the date or on the machine's
 // folders, so the same sources and tools give the same file.
@@ -7,6 +8,8 @@
 
 #include <map>
 #include <string>
+
+#include "launch_plans.h"
 
 namespace {
 
@@ -29,4 +32,5 @@ PYBIND11_MODULE(_build_information, module) {
     module.doc() = "What the native parts of mednext_ops were built with.";
     module.def("build_information", &build_information,
                "Compiler, language, header versions, CUDA architectures and the fingerprint of the sources, as text.");
+    add_launch_plans(module);
 }

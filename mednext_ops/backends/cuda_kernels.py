@@ -75,10 +75,7 @@ class CudaKernels:
         needs_weight: bool,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Gradients of the input (plus ``add``) and of the weight (float32); the affine map is applied on load."""
-        if isinstance(grad_output, torch.Tensor):
-            gradient = (grad_output, *_NOT_AFFINE)
-        else:
-            gradient = tuple(grad_output)
+        gradient = (grad_output, *_NOT_AFFINE) if isinstance(grad_output, torch.Tensor) else tuple(grad_output)
         arguments = _arguments(geometry)
         data = grad_weight = None
         if needs_data:

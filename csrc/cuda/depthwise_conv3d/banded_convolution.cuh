@@ -55,12 +55,6 @@ struct BandedParameters {
     BandedTile tile;
 };
 
-template <int KH>
-__host__ __device__ constexpr PlaneLayout plane_layout(const BandedParameters& p) {
-    return {p.tile.rows + KH - 1, p.tile.octets + 1,       p.tile.row_pitch,
-            p.tile.stages,        p.source.affine.given(), p.source.fill};
-}
-
 // The moments of what a thread has stored, relative to the first value of it.
 struct alignas(16) RunningMoments {
     Moments<float> moments;
@@ -87,7 +81,7 @@ struct Banded {
         SharedArray<Moments<double>> of_warp;
         SharedArray<std::uint64_t> full;
 
-        __host__ __device__ constexpr Shared(const PlaneLayout& plane, int octets)
+        constexpr Shared(const PlaneLayout& plane, int octets)
             : planes(layout.array<unsigned char>(plane.bytes(), 128)),
               taps(layout.array<T>(KD * KH * kTapsRow)),
               places(layout.array<int>(2 * octets)),
@@ -233,7 +227,7 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
     const int d0 = number / tile.tiles_w / tile.tiles_h * tile.depth;
     const int d1 = min(d0 + tile.depth, p.out_d);
 
-    const PlaneLayout layout = plane_layout<KH>(p);
+    const PlaneLayout layout = p.tile.planes(KH, p.source.affine.given());
     const int octets = tile.rows * tile.octets;
     const typename Core::Shared shared(layout, octets);
     unsigned char* const planes = shared_array(shared.planes);
@@ -338,7 +332,7 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
 
 template <typename T, int KD, int KH, bool FullRows>
 cudaError_t launch_banded(const BandedParameters& p, const BandedTile& tile, unsigned blocks, cudaStream_t stream) {
-    const typename Banded<T, KD, KH, FullRows>::Shared shared(plane_layout<KH>(p), tile.rows * tile.octets);
+    const typename Banded<T, KD, KH, FullRows>::Shared shared(p.tile.planes(KH, p.source.affine.given()), tile.rows * tile.octets);
     const auto threads = static_cast<unsigned>(tile.warps * kWarpSize);
     return launch<banded_convolution<T, KD, KH, FullRows>>({blocks, threads, shared.layout.bytes(), stream}, p);
 }

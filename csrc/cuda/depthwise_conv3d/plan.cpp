@@ -44,18 +44,20 @@ Fill fill_of(const ConvolutionProblem& p, int architecture) {
     return p.input_size.w % 4 == 0 && all_aligned(8) ? Fill::async : Fill::elements;
 }
 
-// Warps that a launch should have at least: three times what 132 multiprocessors hold at 16 each. Fixed, whatever the
-// GPU is, so that statistics have the same bits everywhere.
-constexpr std::int64_t kWantedWarps = 6000;
+// The GPU that plans are made for. Fixed, so that statistics have the same bits on every one.
+constexpr std::int64_t kProcessors = 132;
 
-BandedTile banded_tile(const ConvolutionProblem& p, int architecture) {
-    constexpr int kMostWarps = 8;
+// Warps that a multiprocessor should have to hide its latencies. A small kernel waits for memory, a large one keeps the
+// tensor cores busy with few.
+constexpr std::int64_t kWarpsOfSmallKernel = 16;
+constexpr std::int64_t kWarpsOfLargeKernel = 8;
+
+// The tile that at most `most_warps` warps make, not yet cut along D.
+BandedTile flat_tile(const ConvolutionProblem& p, int most_warps) {
     constexpr int kPerWarp = BandedTile::kFragments * BandedTile::kOctetsPerFragment;
     const Triple out = p.output_size;
     const std::int64_t octets = ceil_div(out.w, 8);
-
     BandedTile tile{};
-    tile.fill = fill_of(p, architecture);
     // A row that fills most of a fragment is one; otherwise rows share fragments, cut where the waste is least.
     const std::int64_t tiles_w = ceil_div(octets, BandedTile::kOctetsPerFragment);
     tile.full_rows = 8 * octets >= 7 * tiles_w * BandedTile::kOctetsPerFragment;
@@ -64,22 +66,41 @@ BandedTile banded_tile(const ConvolutionProblem& p, int architecture) {
     // Eight windows that ldmatrix reads at once lie in different banks if rows follow on modulo eight octets.
     tile.row_pitch = tile.octets % 8 == 0 ? tile.octets + 1 : tile.octets + 8;
 
-    const std::int64_t most_rows = std::min<std::int64_t>(out.h, kMostWarps * kPerWarp / tile.octets);
+    const std::int64_t most_rows = std::min<std::int64_t>(out.h, most_warps * kPerWarp / tile.octets);
     tile.tiles_h = static_cast<int>(ceil_div(out.h, most_rows));
-    tile.rows = static_cast<int>(ceil_div(out.h, tile.tiles_h));
-    if (tile.full_rows)
-        tile.rows = static_cast<int>(ceil_div(tile.rows, BandedTile::kFragments)) * BandedTile::kFragments;
-    tile.warps = static_cast<int>(ceil_div(tile.rows * tile.octets, kPerWarp));
-    tile.stages = p.affine.given() ? 3 : 4;
-
-    // Cut along D where there are too few blocks, but not so short that the planes of the halo outweigh the rest.
-    const std::int64_t warps = p.batch * p.channels * tile.tiles_h * tile.tiles_w * tile.warps;
-    const std::int64_t wanted = ceil_div(kWantedWarps, std::max<std::int64_t>(warps, 1));
-    const std::int64_t shortest = std::max<std::int64_t>(4, 4 * (p.geometry.kernel.d - 1));
-    const std::int64_t cuts = std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(out.d / shortest, 1));
-    tile.depth = static_cast<int>(ceil_div(out.d, cuts));
-    tile.tiles_d = static_cast<int>(ceil_div(out.d, tile.depth));
+    std::int64_t rows = ceil_div(out.h, tile.tiles_h);
+    if (tile.full_rows) rows = ceil_div(rows, BandedTile::kFragments) * BandedTile::kFragments;
+    tile.rows = static_cast<int>(rows);
+    tile.warps = static_cast<int>(ceil_div(rows * tile.octets, kPerWarp));
     return tile;
+}
+
+// Cuts along D, and blocks of eight or of four warps: what keeps the busiest multiprocessor busy the least, in planes
+// of a warp. Short cuts load and multiply the planes of their halo twice; few leave multiprocessors without work.
+BandedTile banded_tile(const ConvolutionProblem& p, int architecture) {
+    const Triple kernel = p.geometry.kernel;
+    const std::int64_t wanted_warps = kernel.d * kernel.h <= 9 ? kWarpsOfSmallKernel : kWarpsOfLargeKernel;
+    const std::int64_t most_cuts = std::min<std::int64_t>(p.output_size.d, 64);
+    BandedTile best{};
+    double least = 0.0;
+    for (const int most_warps : {8, 4}) {
+        BandedTile tile = flat_tile(p, most_warps);
+        for (std::int64_t cuts = 1; cuts <= most_cuts; ++cuts) {
+            tile.depth = static_cast<int>(ceil_div(p.output_size.d, cuts));
+            tile.tiles_d = static_cast<int>(ceil_div(p.output_size.d, tile.depth));
+            const std::int64_t blocks = p.batch * p.channels * tile.tiles();
+            const std::int64_t planes = ceil_div(blocks, kProcessors) * tile.warps * (tile.depth + kernel.d - 1);
+            const double warps = static_cast<double>(blocks * tile.warps) / kProcessors;
+            const double cost = static_cast<double>(planes) / std::min(warps / static_cast<double>(wanted_warps), 1.0);
+            if (best.warps == 0 || cost < least) {
+                best = tile;
+                least = cost;
+            }
+        }
+    }
+    best.fill = fill_of(p, architecture);
+    best.stages = p.affine.given() ? 3 : 4;
+    return best;
 }
 
 }  // namespace

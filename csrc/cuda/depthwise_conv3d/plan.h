@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include "plane_layout.h"
 #include "problem.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
@@ -14,10 +15,6 @@ namespace mednext_ops::cuda::depthwise_conv3d {
 // general: any kernel, stride, dilation, type and format, in float FMAs.
 // banded: 16-bit NCDHW at stride 1 on tensor cores (sm_80 and newer).
 enum class ConvolutionCore { general, banded };
-
-// How planes come into shared memory: element by element; by asynchronous copies of 8 bytes (sm_80); by the copy engine
-// (sm_90).
-enum class Fill { elements, async, boxes };
 
 // The tile of a block of threads of the banded core. Eight outputs along W are an octet; a warp makes kFragments
 // fragments of 16 octets, which are numbered along the rows of the tile.
@@ -36,6 +33,9 @@ struct BandedTile {
     int depth;      // output planes of a block
     int tiles_d, tiles_h, tiles_w;
 
+    constexpr PlaneLayout planes(int kernel_h, bool affine) const {
+        return {rows + kernel_h - 1, octets + 1, row_pitch, stages, affine, fill};
+    }
     constexpr int tiles() const { return tiles_d * tiles_h * tiles_w; }  // blocks a sample and channel
 };
 

@@ -19,7 +19,7 @@
 #include "../common/scalar_types.cuh"
 #include "../common/shared_memory.cuh"
 #include "../common/tma.cuh"
-#include "plan.h"
+#include "plane_layout.h"
 #include "problem.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
@@ -32,19 +32,6 @@ struct PlaneSource {
     int d, h, w;
     CUtensorMap box;  // of `data`, and of `affine.output`, where the fill is `boxes`
     CUtensorMap box_output;
-};
-
-// How planes lie in shared memory, the same to host and kernel.
-struct PlaneLayout {
-    int rows, octets, row_pitch, stages;  // row_pitch: octets from one row to the next
-    bool staged;                          // the ring holds what the operand planes are computed from
-
-    __host__ __device__ constexpr PlaneLayout(int rows, int octets, int row_pitch, int stages, bool affine, Fill fill)
-        : rows(rows), octets(octets), row_pitch(row_pitch), stages(stages), staged(affine && fill != Fill::elements) {}
-
-    __host__ __device__ constexpr int plane_bytes() const { return (rows * row_pitch * 16 + 127) / 128 * 128; }
-    __host__ __device__ constexpr int ring_planes() const { return staged ? 2 * stages : stages; }
-    __host__ __device__ constexpr int bytes() const { return (ring_planes() + (staged ? 2 : 0)) * plane_bytes(); }
 };
 
 // Four 16-bit elements, copied or computed at once.

@@ -1,0 +1,11 @@
+// Hides from the compiler that a value does not change, where knowing it makes it worse.
+#pragma once
+
+namespace mednext_ops::cuda {
+
+// Inside a loop: what is computed from `value` is computed again each time, not kept in registers from outside.
+__device__ inline void make_opaque(unsigned& value) {
+    asm volatile("" : "+r"(value));
+}
+
+}  // namespace mednext_ops::cuda

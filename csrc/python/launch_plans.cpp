@@ -1,0 +1,127 @@
+#include "launch_plans.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "../cuda/depthwise_conv3d/plan.h"
+
+namespace {
+
+namespace py = pybind11;
+using namespace mednext_ops::cuda::depthwise_conv3d;
+using mednext_ops::cuda::ScalarType;
+
+using Three = std::array<std::int64_t, 3>;
+
+Triple triple(const Three& values) {
+    return {values[0], values[1], values[2]};
+}
+
+ScalarType scalar_type(const std::string& name) {
+    if (name == "float32") return ScalarType::float32;
+    if (name == "float16") return ScalarType::float16;
+    if (name == "bfloat16") return ScalarType::bfloat16;
+    throw std::invalid_argument("dtype is '" + name + "'; kernels exist for float32, float16 and bfloat16");
+}
+
+const char* name_of(Fill fill) {
+    switch (fill) {
+        case Fill::boxes:
+            return "boxes";
+        case Fill::async:
+            return "async";
+        default:
+            return "elements";
+    }
+}
+
+// Any address: plans look at its alignment alone, and at whether it is there.
+const void* address(bool given, std::uintptr_t alignment) {
+    return given ? reinterpret_cast<const void*>(alignment * 4096) : nullptr;
+}
+
+py::dict convolution(bool scatter, const std::string& dtype, bool channels_last, std::int64_t batch,
+                     std::int64_t channels, const Three& input_size, const Three& output_size, const Three& kernel,
+                     const Three& stride, const Three& padding, const Three& dilation, bool affine,
+                     std::uintptr_t alignment, int architecture) {
+    ConvolutionProblem problem{};
+    problem.scatter = scatter;
+    problem.type = scalar_type(dtype);
+    problem.channels_last = channels_last;
+    problem.batch = batch;
+    problem.channels = channels;
+    problem.input_size = triple(input_size);
+    problem.output_size = triple(output_size);
+    problem.geometry = {triple(kernel), triple(stride), triple(padding), triple(dilation)};
+    problem.input = address(true, alignment);
+    problem.affine.output = address(affine, alignment);
+    const ConvolutionPlan plan = plan_convolution(problem, architecture);
+    py::dict result;
+    result["moments_per_channel"] = plan.moments_per_channel;
+    switch (plan.core) {
+        case ConvolutionCore::general:
+            result["core"] = "general";
+            break;
+        case ConvolutionCore::banded: {
+            const BandedTile& tile = plan.banded;
+            result["core"] = "banded";
+            result["fill"] = name_of(tile.fill);
+            result["full_rows"] = tile.full_rows;
+            result["threads"] = 32 * tile.warps;
+            result["blocks"] = batch * channels * tile.tiles();
+            result["tile"] = Three{tile.depth, tile.rows, 8 * tile.octets};
+            result["tiles"] = Three{tile.tiles_d, tile.tiles_h, tile.tiles_w};
+            result["stages"] = tile.stages;
+            result["plane_bytes"] = tile.planes(static_cast<int>(kernel[1]), affine).plane_bytes();
+            result["ring_bytes"] = tile.planes(static_cast<int>(kernel[1]), affine).bytes();
+            break;
+        }
+    }
+    return result;
+}
+
+py::dict weight_gradient(const std::string& dtype, bool channels_last, std::int64_t batch, std::int64_t channels,
+                         const Three& small_size, const Three& large_size, const Three& kernel, const Three& stride,
+                         const Three& padding, const Three& dilation, bool affine, bool large_is_gradient,
+                         std::uintptr_t alignment, int architecture) {
+    WeightGradientProblem problem{};
+    problem.type = scalar_type(dtype);
+    problem.channels_last = channels_last;
+    problem.batch = batch;
+    problem.channels = channels;
+    problem.small_size = triple(small_size);
+    problem.large_size = triple(large_size);
+    problem.geometry = {triple(kernel), triple(stride), triple(padding), triple(dilation)};
+    problem.small = address(true, alignment);
+    problem.large = address(true, alignment);
+    problem.large_is_gradient = large_is_gradient;
+    problem.affine.output = address(affine, alignment);
+    const WeightGradientPlan plan = plan_weight_gradient(problem, architecture);
+    py::dict result;
+    result["parts"] = plan.parts;
+    result["workspace_bytes"] = plan.workspace_bytes;
+    switch (plan.core) {
+        case WeightGradientCore::general:
+            result["core"] = "general";
+            break;
+    }
+    return result;
+}
+
+}  // namespace
+
+void add_launch_plans(py::module_& module) {
+    using namespace pybind11::literals;
+    module.def("plan_convolution", &convolution, py::kw_only(), "scatter"_a, "dtype"_a, "channels_last"_a, "batch"_a,
+               "channels"_a, "input_size"_a, "output_size"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a,
+               "affine"_a, "alignment"_a, "architecture"_a,
+               "Core, tile, fill and grid of a convolution, or of a data gradient, on an architecture (90: sm_90).");
+    module.def("plan_weight_gradient", &weight_gradient, py::kw_only(), "dtype"_a, "channels_last"_a, "batch"_a,
+               "channels"_a, "small_size"_a, "large_size"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a,
+               "affine"_a, "large_is_gradient"_a, "alignment"_a, "architecture"_a,
+               "Core, tile and workspace of a weight gradient on an architecture (90: sm_90).");
+}

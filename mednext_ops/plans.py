@@ -1,0 +1,143 @@
+"""How the CUDA kernels would run a convolution: core, tile and grid, on any GPU, without one.
+
+``python -m mednext_ops.info --plan 1,32,128,128,128 --kernel 5 --dtype bf16 --arch 90`` prints it. The plans are made
+by the same code that makes them at run time (csrc/cuda/depthwise_conv3d/plan.cpp), here asked through pybind11.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from mednext_ops import native
+from mednext_ops.backends.problem import ConvGeometry
+
+__all__ = ["DTYPES", "PASSES", "add_arguments", "convolution_plans", "describe", "plans_asked_for"]
+
+#: The passes of a training step, each a launch with a plan of its own.
+PASSES = ("forward", "backward_data", "backward_weight")
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def convolution_plans(
+    shape: Sequence[int],
+    geometry: ConvGeometry,
+    dtype: str,
+    architecture: int,
+    *,
+    channels_last: bool = False,
+    affine: bool = False,
+    alignment: int = 16,
+) -> dict[str, dict[str, Any]]:
+    """The plan of each pass of a depthwise convolution.
+
+    Args:
+        shape: N, C, D, H, W of the input.
+        geometry: of the convolution.
+        dtype: "float32", "float16" or "bfloat16", or one of :data:`DTYPES`' short names.
+        architecture: the GPU's compute capability as 10 * major + minor.
+        channels_last: the tensors are in channels_last_3d.
+        affine: the gradient is one that GroupNorm left unwritten, applied on load.
+        alignment: of the tensors' addresses, in bytes; torch's own are at multiples of 16 and more.
+
+    Returns:
+        For each of :data:`PASSES` a dictionary: ``core``, and what that core's plan says.
+
+    Raises:
+        ValueError: the shape is not five extents, the output is empty, or the dtype has no kernels.
+        RuntimeError: the module that makes plans is not built; the message says why and how to mend it.
+    """
+    missing = native.missing_part("information")
+    if missing is not None:
+        raise RuntimeError(f"plans are made by the build-information module: {missing.problem}")
+    module = importlib.import_module("mednext_ops._build_information")
+    if len(shape) != 5 or min(shape) < 1:
+        raise ValueError(f"the shape must be five positive extents N, C, D, H, W, got {list(shape)}")
+    input_size = list(shape[2:])
+    output_size = list(geometry.output_size(tuple(input_size)))
+    if min(output_size) < 1:
+        raise ValueError(
+            f"an input of {input_size} is too small for a kernel of {list(geometry.kernel_size)}: the output would be "
+            f"{output_size}"
+        )
+    common: dict[str, Any] = {
+        "dtype": DTYPES.get(dtype, dtype),
+        "channels_last": channels_last,
+        "batch": shape[0],
+        "channels": shape[1],
+        "kernel": list(geometry.kernel_size),
+        "stride": list(geometry.stride),
+        "padding": list(geometry.padding),
+        "dilation": list(geometry.dilation),
+        "alignment": alignment,
+        "architecture": architecture,
+    }
+    small, large = (input_size, output_size) if geometry.transposed else (output_size, input_size)
+    return {
+        "forward": module.plan_convolution(
+            scatter=geometry.transposed, input_size=input_size, output_size=output_size, affine=False, **common
+        ),
+        "backward_data": module.plan_convolution(
+            scatter=not geometry.transposed, input_size=output_size, output_size=input_size, affine=affine, **common
+        ),
+        "backward_weight": module.plan_weight_gradient(
+            small_size=small, large_size=large, affine=affine, large_is_gradient=geometry.transposed, **common
+        ),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that describe a convolution on a command line."""
+    group = parser.add_argument_group("how a convolution would be launched on a GPU, which need not be there")
+    group.add_argument("--plan", type=_extents, metavar="N,C,D,H,W", help="shape of the input")
+    group.add_argument("--kernel", type=_triple, default=(3, 3, 3), metavar="K", help="one extent or three (default 3)")
+    group.add_argument("--stride", type=_triple, default=(1, 1, 1), metavar="S", help="one or three (default 1)")
+    group.add_argument("--padding", type=_triple, metavar="P", help="one or three (default: half the kernel)")
+    group.add_argument("--dilation", type=_triple, default=(1, 1, 1), metavar="D", help="one or three (default 1)")
+    group.add_argument("--transposed", action="store_true", help="ConvTranspose3d")
+    group.add_argument("--dtype", choices=[*DTYPES, *DTYPES.values()], default="bf16", help="default bf16")
+    group.add_argument("--arch", type=int, default=90, metavar="CC", help="compute capability, 90 for 9.0 (default)")
+    group.add_argument("--channels-last", action="store_true", help="channels_last_3d tensors")
+    group.add_argument("--affine", action="store_true", help="the gradient comes from a GroupNorm, unwritten")
+
+
+def _extents(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _triple(text: str) -> tuple[int, ...]:
+    values = _extents(text)
+    if len(values) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"one number or three, got {text!r}")
+    return values * 3 if len(values) == 1 else values
+
+
+def plans_asked_for(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """:func:`convolution_plans` of what :func:`add_arguments` read."""
+    padding = options.padding or tuple(k // 2 for k in options.kernel)
+    geometry = ConvGeometry(options.kernel, options.stride, padding, options.dilation, transposed=options.transposed)
+    return convolution_plans(
+        options.plan,
+        geometry,
+        options.dtype,
+        options.arch,
+        channels_last=options.channels_last,
+        affine=options.affine,
+    )
+
+
+def describe(plans: dict[str, dict[str, Any]]) -> str:
+    """The plans as text, one pass a paragraph."""
+    lines = []
+    for name, plan in plans.items():
+        lines.append(f"{name.replace('_', ' ')}: {plan['core']}")
+        width = max(len(key) for key in plan)
+        lines += [f"  {key.replace('_', ' '):{width}}  {_text(plan[key])}" for key in sorted(plan) if key != "core"]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
