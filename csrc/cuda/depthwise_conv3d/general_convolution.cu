@@ -119,7 +119,7 @@ __device__ inline Moments<float> merge_block(Moments<float> mine) {
 // ---- the kernel ----
 
 template <typename T, bool ChannelsLast, bool Scatter>
-__global__ void __launch_bounds__(kGeneralThreads)
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocksPerProcessor)
     general_convolution(const ConvolutionProblem p, const Steps steps, std::int64_t tiles,
                         Moments<double>* __restrict__ moments) {
     constexpr std::int64_t kOutputs = ChannelsLast ? kGeneralOutputsChannelsLast : kGeneralOutputs;

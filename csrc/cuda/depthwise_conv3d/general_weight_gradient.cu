@@ -85,7 +85,7 @@ __device__ inline void store_sums(const float (&sum)[kTaps], int count, bool val
 // ---- the kernel ----
 
 template <typename T, bool ChannelsLast>
-__global__ void __launch_bounds__(kGeneralThreads)
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocksPerProcessor)
     general_weight_gradient(const WeightGradientProblem p, std::int64_t tap_rows, std::int64_t tiles,
                             float* __restrict__ partial) {
     constexpr std::int64_t kPositions = ChannelsLast ? kGeneralPositionsChannelsLast : kGeneralPositions;
