@@ -16,6 +16,7 @@
 #include "../common/shared_memory.cuh"
 #include "general_reading.cuh"
 #include "general_tiles.h"
+#include "parameter.cuh"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 namespace {
@@ -89,7 +90,7 @@ __device__ inline float convolve(const ConvolutionProblem& p, const Steps& steps
             std::int64_t at = ((plane + h.input + j * steps.h.input) * p.input_size.w + w.input) * voxel;
             std::int64_t tap = (tap_plane * kernel_h + h.tap + j * steps.h.tap) * kernel_w + w.tap;
             for (int k = 0; k < w.count; ++k) {
-                sum = fmaf(parameter_at<T>(p.weight, tap), input.at(at), sum);
+                sum = fmaf(load_parameter(p.weight, tap), input.at(at), sum);
                 tap += steps.w.tap;
                 at += steps.w.input * voxel;
             }
@@ -119,7 +120,7 @@ __device__ inline Moments<float> merge_block(Moments<float> mine) {
 // ---- the kernel ----
 
 template <typename T, bool ChannelsLast, bool Scatter>
-__global__ void __launch_bounds__(kGeneralThreads)
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocksPerProcessor)
     general_convolution(const ConvolutionProblem p, const Steps steps, std::int64_t tiles,
                         Moments<double>* __restrict__ moments) {
     constexpr std::int64_t kOutputs = ChannelsLast ? kGeneralOutputsChannelsLast : kGeneralOutputs;
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kGeneralThreads)
 
     if (channel < p.channels) {
         const T* const add = static_cast<const T*>(p.add) + (p.add == nullptr ? 0 : begin);
-        const float bias = p.bias.data == nullptr ? 0.0f : parameter_at<T>(p.bias, channel);
+        const float bias = p.bias.data == nullptr ? 0.0f : load_parameter(p.bias, channel);
         const Channel<T> input =
             channel_of<T>(p.input, p.affine.given(), p.affine,
                           channel_begin<ChannelsLast>(sample, channel, p.channels, p.input_size.product()), row);
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(kGeneralThreads)
             float value =
                 bias + convolve<T, ChannelsLast, Scatter>(p, steps, input, channel, place_of(i, p.output_size));
             if (p.add != nullptr) value += to_float(add[i * step]);
-            outputs[i * step] = rounded<T>(value);
+            outputs[i * step] = from_float<T>(value);
         }
     }
     if (moments == nullptr) return;

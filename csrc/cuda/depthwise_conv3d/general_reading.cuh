@@ -1,9 +1,8 @@
-// How the cores in float FMAs find and read elements: offsets of both formats, gradients that are not written out yet,
-// parameters of either type.
+// How the cores in float FMAs find and read elements: offsets of both formats, and gradients that are not written out
+// yet.
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "../common/scalar_types.cuh"
 #include "problem.h"
@@ -58,25 +57,6 @@ __device__ inline Channel<T> channel_of(const void* tensor, bool mapped, const A
         channel.offset = affine.offset[row];
     }
     return channel;
-}
-
-// A weight or bias in the tensor's type T, or in float32.
-template <typename T>
-__device__ inline float parameter_at(const Parameter& parameter, std::int64_t index) {
-    if (parameter.type == ScalarType::float32) return static_cast<const float*>(parameter.data)[index];
-    return to_float(static_cast<const T*>(parameter.data)[index]);
-}
-
-// Rounds a float to the type of a tensor.
-template <typename T>
-__device__ inline T rounded(float value) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-        return value;
-    } else if constexpr (std::is_same_v<T, __half>) {
-        return __float2half_rn(value);
-    } else {
-        return __float2bfloat16_rn(value);
-    }
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

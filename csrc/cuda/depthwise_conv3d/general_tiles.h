@@ -17,6 +17,9 @@ constexpr int kGeneralThreads = 128;
 constexpr int kGeneralWarps = kGeneralThreads / 32;
 constexpr int kGeneralChannels = 32;
 
+// 128 registers a thread: left to itself, ptxas spills to save some (on sm_100), or takes more than it needs.
+constexpr int kGeneralBlocksPerProcessor = 4;
+
 // Output positions of a block of the convolution. 8 at a time are merged into a thread's moments; channels-last takes
 // 8 rounds, or its moments would be many.
 constexpr int kGeneralRound = 8;

@@ -6,7 +6,7 @@
 //     small   . . . . g . . . .          one value g,
 //     large   . x x x x x x x x .        and the values under the row: sum[i] += g * x[i]
 //
-// Its sums go to the workspace, [parts, C, taps]; launch_reduction adds the parts.
+// Its sums go to the workspace, [parts, C, taps]; weight_gradient_reduction.cu adds the parts.
 #include "general_weight_gradient.h"
 
 #include <climits>
@@ -16,7 +16,6 @@
 #include "../common/warp.h"
 #include "general_reading.cuh"
 #include "general_tiles.h"
-#include "weight_gradient_reduction.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 namespace {
@@ -85,7 +84,7 @@ __device__ inline void store_sums(const float (&sum)[kTaps], int count, bool val
 // ---- the kernel ----
 
 template <typename T, bool ChannelsLast>
-__global__ void __launch_bounds__(kGeneralThreads)
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocksPerProcessor)
     general_weight_gradient(const WeightGradientProblem p, std::int64_t tap_rows, std::int64_t tiles,
                             float* __restrict__ partial) {
     constexpr std::int64_t kPositions = ChannelsLast ? kGeneralPositionsChannelsLast : kGeneralPositions;
@@ -146,11 +145,9 @@ cudaError_t launch_typed(const WeightGradientProblem& p, float* partial, cudaStr
 }  // namespace
 
 cudaError_t launch_general_weight_gradient(const WeightGradientProblem& p, float* partial, cudaStream_t stream) {
-    const cudaError_t error = with_scalar_type(p.type, [&]<typename T>(const T*) {
+    return with_scalar_type(p.type, [&]<typename T>(const T*) {
         return p.channels_last ? launch_typed<T, true>(p, partial, stream) : launch_typed<T, false>(p, partial, stream);
     });
-    if (error != cudaSuccess) return error;
-    return launch_reduction(partial, p.channels * p.geometry.kernel.product(), general_parts(p), p.grad_weight, stream);
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -7,7 +7,8 @@
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-// Enqueues the weight gradient; `partial` has room for general_parts(problem) * C * taps floats.
+// Enqueues the partial sums of the weight gradient, [general_parts(problem), C * taps]: launch_reduction adds the
+// parts.
 cudaError_t launch_general_weight_gradient(const WeightGradientProblem& problem, float* partial, cudaStream_t stream);
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d
