@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Kernel", "main", "read_report"]
+__all__ = ["Kernel", "demangle", "main", "read_report"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def read_report(text: str) -> list[Kernel]:
     return kernels
 
 
-def _demangle(names: list[str]) -> list[str]:
+def demangle(names: list[str]) -> list[str]:
+    """The names without namespace and parameters, as a person reads them; as they are where there is no c++filt."""
     tool = shutil.which("c++filt")
     if tool is None or not names:
         return names
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"no ptxas report under {folder}: build with MEDNEXT_OPS_BUILD=cuda first", file=sys.stderr)
         return 1
     print("registers  spill stores  spill loads  stack  architecture  kernel")
-    for kernel, name in zip(kernels, _demangle([k.name for k in kernels]), strict=True):
+    for kernel, name in zip(kernels, demangle([k.name for k in kernels]), strict=True):
         print(
             f"{kernel.registers:9}  {kernel.spill_stores:12}  {kernel.spill_loads:11}  {kernel.stack:5}  "
             f"{kernel.architecture:12}  {name}{'   <- SPILLS' if kernel.spills else ''}"
