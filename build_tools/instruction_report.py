@@ -52,7 +52,7 @@ _COUNTED = {
 
 @dataclass(frozen=True)
 class KernelInstructions:
-    """One kernel on one architecture; ``loop`` counts the instructions of :func:`main_loop`, paths not taken included."""
+    """One kernel on one architecture; ``loop`` counts the instructions of :func:`main_loop`, paths not taken too."""
 
     kernel: str
     architecture: str
