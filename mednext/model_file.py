@@ -6,7 +6,6 @@ of whoever made it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mednext.atomic_file import replacing
 from mednext.errors import InputError
 from mednext.network import MedNeXt
 
@@ -41,12 +41,8 @@ def save_model(path: Path, card: ModelCard, network: nn.Module) -> None:
 
 def save_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """`torch.save` that a kill or a power cut cannot leave half done."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
+    with replacing(path) as part, open(part, "wb") as file:  # a file: given a path, torch writes its name into it
         torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def load_content(path: Path, device: str = "cpu") -> dict[str, Any]:

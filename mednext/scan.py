@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import zlib
@@ -13,6 +12,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
+from mednext.atomic_file import PREFIX, replacing
 from mednext.errors import InputError
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -121,7 +121,7 @@ def check_output(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; pass --overwrite to replace it.")
     try:
-        descriptor, probe = tempfile.mkstemp(dir=path.parent, prefix=".mednext-")
+        descriptor, probe = tempfile.mkstemp(dir=path.parent, prefix=PREFIX)
     except OSError as error:
         raise InputError(f"the folder {path.parent} cannot be written to ({error.strerror}).") from error
     os.close(descriptor)
@@ -129,7 +129,7 @@ def check_output(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
 
 
 def write_scan(path: Path, voxels: np.ndarray, affine: np.ndarray, like: nib.nifti1.Nifti1Pair | None = None) -> None:
-    """Writes `voxels` with `affine` to `path` in one go: a reader sees the old file or the new one, never a part.
+    """Writes `voxels` with `affine` to `path`, whole or not at all.
 
     The header (sform, qform, their codes, units) is that of `like`, the scan that the voxels belong to.
     """
@@ -138,23 +138,5 @@ def write_scan(path: Path, voxels: np.ndarray, affine: np.ndarray, like: nib.nif
     header = None if like is None else like.header.copy()
     image = kind(voxels, affine, header, dtype=voxels.dtype)
     image.header["cal_min"] = image.header["cal_max"] = 0  # the display window of the scan is none for its labels
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".mednext-", suffix=suffix)
-    os.close(descriptor)
-    try:
+    with replacing(path) as part:
         nib.save(image, part)
-        publish(Path(part), path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
-        raise
-
-
-def publish(part: Path, path: Path) -> None:
-    """Moves the finished file `part` to `path` so that a power cut leaves one or the other."""
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(part, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
-    os.replace(part, path)

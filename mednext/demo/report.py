@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mednext_ops
+from mednext.atomic_file import replacing
 from mednext.demo.brain import FRONT
 from mednext.demo.comparison import Comparison
 from mednext.demo.settings import CLASSES, Settings
@@ -63,9 +64,8 @@ def processor() -> str:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Writes the report whole or not at all; NaN, which JSON lacks, becomes null."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

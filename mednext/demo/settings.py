@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mednext.atomic_file import replacing
 from mednext.errors import InputError
 
 CLASSES = ("background", "grey matter", "white matter")
@@ -89,9 +90,8 @@ def choose(device: str, chosen: dict[str, Any]) -> Settings:
 
 def write(settings: Settings, path: Path) -> None:
     """Keeps the settings; a reader sees them whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(asdict(settings), indent=2) + "\n")
 
 
 def read(path: Path) -> Settings:
