@@ -16,6 +16,7 @@ from mednext.atomic_file import PREFIX, replacing
 from mednext.errors import InputError
 
 SUFFIXES = (".nii", ".nii.gz")
+MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}  # in the header's unit of length: metre, millimetre, micrometre
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Scan:
     """A scan as it lies on the disk: channels first, in the file's own orientation."""
 
     channels: np.ndarray  # [channels, X, Y, Z], float32
-    affine: np.ndarray  # [4, 4], voxel -> mm
-    image: nib.nifti1.Nifti1Pair | None = None  # the file's image, for the header of what is written
+    affine: np.ndarray  # [4, 4], voxel -> mm, whatever unit the file has
+    image: nib.nifti1.Nifti1Pair  # the file's image, for the header of what is written
 
 
 def read_scan(path: Path, in_channels: int = 1, volume: int | None = None, nan_to_zero: bool = False) -> Scan:
@@ -32,13 +33,11 @@ def read_scan(path: Path, in_channels: int = 1, volume: int | None = None, nan_t
 
     Raises:
         InputError: missing, corrupt or not NIfTI; not 3D, or 4D with several volumes and no choice among them; empty,
-            constant or with voxels that are no finite number.
+            constant or with voxels that are no finite number; without a usable affine.
     """
     image = _open(path)
+    affine = _affine_in_mm(image, path)
     channels = _as_channels(_voxels(image, path), path, in_channels, volume)
-    affine = image.affine
-    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise InputError(f"{path} has no usable affine, so its voxel size is unknown; mend its sform or qform.")
     bad = ~np.isfinite(channels)
     if bad.any():
         if not nan_to_zero:
@@ -67,6 +66,16 @@ def _open(path: Path) -> nib.nifti1.Nifti1Pair:
     if not isinstance(image, nib.nifti1.Nifti1Pair):  # Nifti1Image, Nifti2Image and .hdr/.img pairs derive from it
         raise InputError(f"{path} is a {type(image).__name__}; a NIfTI file (.nii, .nii.gz) was expected.")
     return image
+
+
+def _affine_in_mm(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:
+    """The affine in millimetres. A file without a known unit is taken to be in millimetres, as nearly all are."""
+    affine = image.affine
+    spacing = None if affine is None else np.linalg.norm(affine[:3, :3], axis=0)
+    if spacing is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3] / (spacing + 1e-300))) < 1e-6:
+        raise InputError(f"{path} has no usable affine, so its voxel size is unknown; mend its sform or qform.")
+    factor = MILLIMETRES.get(int(image.header["xyzt_units"]) % 8, 1.0)
+    return np.diag([factor, factor, factor, 1.0]) @ affine
 
 
 def _voxels(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:
@@ -128,15 +137,14 @@ def check_output(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     os.unlink(probe)
 
 
-def write_scan(path: Path, voxels: np.ndarray, affine: np.ndarray, like: nib.nifti1.Nifti1Pair | None = None) -> None:
-    """Writes `voxels` with `affine` to `path`, whole or not at all.
+def write_scan(path: Path, voxels: np.ndarray, like: nib.nifti1.Nifti1Pair) -> None:
+    """Writes `voxels` to `path`, whole or not at all.
 
-    The header (sform, qform, their codes, units) is that of `like`, the scan that the voxels belong to.
+    Version and header (sform, qform, their codes, units) are those of `like`, the scan that the voxels belong to.
     """
-    two = like is not None and isinstance(like, nib.nifti2.Nifti2Pair)
+    two = isinstance(like.header, nib.nifti2.Nifti2Header)  # of images no class holds both Nifti2Image and Nifti2Pair
     kind = nib.nifti2.Nifti2Image if two else nib.nifti1.Nifti1Image
-    header = None if like is None else like.header.copy()
-    image = kind(voxels, affine, header, dtype=voxels.dtype)
+    image = kind(voxels, like.affine, like.header.copy(), dtype=voxels.dtype)
     image.header["cal_min"] = image.header["cal_max"] = 0  # the display window of the scan is none for its labels
     with replacing(path) as part:
         nib.save(image, part)

@@ -58,9 +58,9 @@ def segment(request: Request, advance: Advance | None = None) -> dict[str, int]:
     scan = read_scan(request.scan, card.network["in_channels"], request.volume, request.nan_to_zero)
     probabilities = predict(network.to(device), card, scan, request.overlap, request.patch, advance)
     classes = probabilities.argmax(0).astype(np.uint8)
-    write_scan(request.output, classes, scan.affine, scan.image)
+    write_scan(request.output, classes, scan.image)
     if request.probabilities is not None:
-        write_scan(request.probabilities, np.moveaxis(probabilities, 0, 3), scan.affine, scan.image)
+        write_scan(request.probabilities, np.moveaxis(probabilities, 0, 3), scan.image)
     return {name: int((classes == label).sum()) for label, name in enumerate(card.labels)}
 
 

@@ -53,7 +53,7 @@ def run(folder: Folder, settings: Settings, console: Console) -> dict[str, Any]:
     figures.draw_slices(folder.slices, brain, segmentation, f"{best} MedNeXt, {trained_on}")
     curves = {name: trainer.curves for name, trainer in trained.items()}
     figures.draw_curves(folder.curves, curves, settings.steps, f"MedNeXt {trained_on}")
-    write_scan(folder.segmentation, segmentation, brain.affine)
+    write_scan(folder.segmentation, segmentation, brain.image)
     content = {
         "networks": results,
         "comparison": {name: comparison.as_dict() for name, comparison in comparisons.items()},
@@ -126,7 +126,7 @@ class Demo:
 
     def segment(self, trained: dict[str, Trainer]) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
         """Each network's Dice over the whole volume's sliding window, and the UpKern network's labels."""
-        scan = Scan(self.brain.scan[None], self.brain.affine)
+        scan = Scan(self.brain.scan[None], self.brain.affine, self.brain.image)
         regions = {"held_out": self.brain.held_out, "held_out_front": self.brain.held_out_front}
         results, segmentations = {}, {}
         for name, trainer in trained.items():

@@ -66,6 +66,8 @@ def test_the_report_holds_every_number(finished: Path) -> None:
 def test_the_segmentation_lies_on_the_scan(finished: Path) -> None:
     image, brain = nib.load(finished / "segmentation.nii.gz"), data.load(4)
     assert np.array_equal(image.affine, brain.affine) and image.shape == brain.scan.shape
+    assert np.array_equal(image.get_qform(), brain.affine) and image.header.get_xyzt_units()[0] == "mm"
+    assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 4  # MNI152 space
     assert np.issubdtype(image.get_data_dtype(), np.integer) and set(np.unique(image.dataobj)) <= {0, 1, 2}
 
 

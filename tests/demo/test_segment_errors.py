@@ -93,6 +93,24 @@ def test_bad_scan(threshold_model: Path, scan: Path, tmp_path: Path, name: str) 
     assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".mednext*"))
 
 
+@pytest.mark.parametrize("spacing", [(1000, 1000, 1000), (0.001, 0.001, 0.001), (1, 1, 500)])
+def test_a_spacing_that_no_scan_for_this_model_has(
+    threshold_model: Path, tmp_path: Path, spacing: tuple[float, float, float]
+) -> None:
+    """As a header has it that counts in micrometres or metres and does not say so."""
+    scan = save(tmp_path / "scan.nii.gz", phantom()[0], spacing)
+    message = refused(threshold_model, scan, tmp_path / "out.nii.gz")
+    assert f"40x40x40 voxels of {'x'.join(map(str, spacing))} mm" in message
+    assert "trained on 1x1x1 mm" in message and "xyzt_units" in message
+    assert [file.name for file in tmp_path.iterdir()] == ["scan.nii.gz"]
+
+
+def test_a_scan_that_would_be_too_large_on_the_models_grid(threshold_model: Path, tmp_path: Path) -> None:
+    scan = save(tmp_path / "scan.nii.gz", phantom()[0], (50, 50, 50))
+    message = refused(threshold_model, scan, tmp_path / "out.nii.gz")
+    assert "it would have 2000x2000x2000" in message and "cut the scan" in message
+
+
 def test_volume_out_of_range(threshold_model: Path, scan: Path, tmp_path: Path) -> None:
     assert "volumes 0 to 0" in refused(threshold_model, scan, tmp_path / "out.nii.gz", "--volume", "1")
 
