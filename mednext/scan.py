@@ -71,11 +71,16 @@ def _open(path: Path) -> nib.nifti1.Nifti1Pair:
 def _affine_in_mm(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:
     """The affine in millimetres. A file without a known unit is taken to be in millimetres, as nearly all are."""
     affine = image.affine
-    spacing = None if affine is None else np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3] / (spacing + 1e-300))) < 1e-6:
+    if affine is None or not np.isfinite(affine).all() or _is_flat(affine[:3, :3]):
         raise InputError(f"{path} has no usable affine, so its voxel size is unknown; mend its sform or qform.")
     factor = MILLIMETRES.get(int(image.header["xyzt_units"]) % 8, 1.0)
     return np.diag([factor, factor, factor, 1.0]) @ affine
+
+
+def _is_flat(axes: np.ndarray) -> bool:
+    """Whether the three axes, whatever their lengths, do not span space."""
+    lengths = np.linalg.norm(axes, axis=0)
+    return lengths.min() == 0 or abs(np.linalg.det(axes / lengths)) < 1e-6
 
 
 def _voxels(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:

@@ -23,9 +23,14 @@ def test_the_new_file_takes_the_place_of_the_old_one(tmp_path):
 def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
     path = tmp_path / "report.json"
     path.write_text("old")
-    with pytest.raises(error), replacing(path) as part:
-        part.write_text("half of the n")
-        raise error
+
+    def write():
+        with replacing(path) as part:
+            part.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
