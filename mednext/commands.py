@@ -53,18 +53,18 @@ def demo(
         del options[name]
     chosen = {name: value for name, value in options.items() if value is not None}
     with user_errors("demo"):
-        from mednext.demo.folder import begin
+        from mednext.demo.folder import plan
         from mednext.demo.pipeline import run
         from mednext.segment import choose_device
 
         chosen_device = str(choose_device(device))
         if device != "auto":
             chosen["device"] = chosen_device
-        folder, settings = begin(output, chosen_device, chosen, resume, overwrite)
+        folder, settings = plan(output, chosen_device, chosen, resume, overwrite)
         choose_device(settings.device)
         console = Console()
         try:
-            run(folder, settings, console)
+            run(folder, settings, console, resume)
         except KeyboardInterrupt:
             errors.print(f"mednext demo: stopped; `mednext demo --resume --output {output}` goes on.", soft_wrap=True)
             raise typer.Exit(130) from None
