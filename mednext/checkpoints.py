@@ -12,6 +12,7 @@ from torch import nn
 
 from mednext.checkpoint_files import find_state_dict, read_file
 from mednext.checkpoint_keys import KeyMap, is_deep_head, is_head
+from mednext.meta import must_hold_values
 
 __all__ = ["CheckpointReport", "load_checkpoint"]
 
@@ -67,8 +68,9 @@ def load_checkpoint(
         The report of what was loaded, kept and not used.
 
     Raises:
-        ValueError: no MedNeXt weights in it, or weights that do not fit, which the message names. The deep-supervision
-            heads may be absent unless the model has deep supervision on. The model is unchanged then.
+        ValueError: no MedNeXt weights in it, or weights that do not fit, which the message names, or a model on the
+            meta device. The deep-supervision heads may be absent unless the model has deep supervision on. The model
+            is unchanged then.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -113,6 +115,8 @@ def load_checkpoint(
     ]
     if faults:
         raise ValueError(_explained(report, faults))
+    must_hold_values(f"model ({type(model).__name__})", own)
+    must_hold_values(source, {key: weights[key] for key in report.loaded})
     loaded = {key: weights[their_key] for their_key, key in report.loaded.items()}
     model.load_state_dict({**own, **loaded})
     return report

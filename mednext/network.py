@@ -219,12 +219,23 @@ class DeepSupervisionSwitch:
 
 
 def _keep_frozen_heads(network: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Let a state dict without deep-supervision heads load strictly while nothing uses them: they keep their values."""
+    """Let a state dict without deep-supervision heads load strictly while nothing uses them: they keep their values.
+
+    Heads on the meta device have none to keep. With ``assign=True``, which puts the state dict's tensors in the place
+    of the parameters, they get random ones, on the stem's device, as a new network's.
+    """
     assert isinstance(network, MedNeXt)
-    if network._heads_are_frozen:
-        for level in range(1, LEVELS + 1):
-            for name, parameter in network.get_submodule(f"out_{level}").named_parameters(f"{prefix}out_{level}"):
-                state_dict.setdefault(name, parameter.detach())
+    if not network._heads_are_frozen:
+        return
+    stem = state_dict.get(f"{prefix}stem.weight")
+    for level in range(1, LEVELS + 1):
+        head: Any = network.get_submodule(f"out_{level}")
+        if head.conv_out.weight.is_meta and stem is not None:
+            conv, dim = head.conv_out, f"{len(network.total_stride)}d"
+            with stem.device:
+                head = OutBlock(conv.in_channels, conv.out_channels, dim).to(stem.dtype)
+        for name, parameter in head.named_parameters(f"{prefix}out_{level}"):
+            state_dict.setdefault(name, parameter.detach())
 
 
 def _per_stage(name: str, values: Sequence[int]) -> list[int]:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mednext.meta import must_hold_values
+
 __all__ = ["upkern"]
 
 _COPIED = ("bias", "norm", "dummy")  # the official run/load_weights.py copies any key with one of these in it
@@ -27,7 +29,8 @@ def upkern(small: nn.Module, large: nn.Module) -> nn.Module:
         ``large``.
 
     Raises:
-        ValueError: the networks differ in more than their kernels, or a kernel would shrink; nothing is changed then.
+        ValueError: the networks differ in more than their kernels, a kernel would shrink, or one of the networks is on
+            the meta device; nothing is changed then.
 
     Example:
         >>> k5 = upkern(k3, create_mednext("S", 1, 3, kernel_size=5))
@@ -47,6 +50,8 @@ def upkern(small: nn.Module, large: nn.Module) -> nn.Module:
         raise ValueError(
             "small and large must be the same network but for kernels that are equal or larger in large:\n  " + listed
         )
+    must_hold_values("small", source)
+    must_hold_values("large", target)
     large.load_state_dict({key: _resampled(source[key], weight.shape) for key, weight in target.items()})
     return large
 
