@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from mednext.atomic_file import PREFIX, replacing
-from mednext.errors import InputError
+from mednext.errors import InputError, first_line
 
 SUFFIXES = (".nii", ".nii.gz")
 MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}  # in the header's unit of length: metre, millimetre, micrometre
@@ -62,7 +62,7 @@ def _open(path: Path) -> nib.nifti1.Nifti1Pair:
     try:
         image = nib.load(path)
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path} is not a NIfTI file that can be read ({_first_line(error)}).") from error
+        raise InputError(f"{path} is not a NIfTI file that can be read ({first_line(error)}).") from error
     if not isinstance(image, nib.nifti1.Nifti1Pair):  # Nifti1Image, Nifti2Image and .hdr/.img pairs derive from it
         raise InputError(f"{path} is a {type(image).__name__}; a NIfTI file (.nii, .nii.gz) was expected.")
     return image
@@ -91,7 +91,7 @@ def _voxels(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:
     try:
         return np.asarray(image.dataobj, dtype=np.float32)
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path} is damaged: its voxels cannot be read ({_first_line(error)}).") from error
+        raise InputError(f"{path} is damaged: its voxels cannot be read ({first_line(error)}).") from error
 
 
 def _as_channels(voxels: np.ndarray, path: Path, in_channels: int, volume: int | None) -> np.ndarray:
@@ -115,11 +115,6 @@ def _as_channels(voxels: np.ndarray, path: Path, in_channels: int, volume: int |
         index = volume or 0
         volumes = volumes[..., index : index + 1]
     return np.ascontiguousarray(np.moveaxis(volumes, 3, 0))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def check_output(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
