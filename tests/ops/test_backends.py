@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mednext_ops as ops
-from mednext_ops import backends
+from mednext_ops import backends, info
 from mednext_ops.backends import Problem
 from mednext_ops.ops.library import problem_of
 
@@ -156,3 +156,28 @@ def test_contexts_that_close_in_another_order_leave_nothing_forced(x):
     second.__exit__(None, None, None)
     assert not backends._open_choices
     assert before == backends.choose(problem).NAME
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("cudaa", "every op will fail, since 'cudaa' is no backend; there are cuda, cpu, reference, emulated"),
+        (",", "every op will fail, since ',' is no backend"),
+        ("reference,fast", "since 'fast' is no backend"),
+        ("reference", "MEDNEXT_OPS_BACKEND  reference\n"),
+        ("auto", "MEDNEXT_OPS_BACKEND  auto\n"),
+    ],
+)
+def test_info_judges_the_environment_variable(monkeypatch, value, words):
+    monkeypatch.setenv("MEDNEXT_OPS_BACKEND", value)
+    said = info.describe(info.collect()) + "\n"
+    assert words in said
+    assert ("to mend it: unset it" in said) == ("every op" in said)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the cuda backend can run")
+def test_info_says_when_all_forced_backends_are_missing(monkeypatch):
+    monkeypatch.setenv("MEDNEXT_OPS_BACKEND", "cuda")
+    assert info.collect()["forced"] == {"value": "cuda", "problem": "cuda does not run here (see backends)"}
+    monkeypatch.setenv("MEDNEXT_OPS_BACKEND", "cuda,reference")
+    assert info.collect()["forced"] == {"value": "cuda,reference", "problem": None}
