@@ -29,7 +29,7 @@ class Settings:
     patch: int = 32
     batch: int = 2
     epochs: int = 8  # of the small kernel
-    large_epochs: int = 4  # of the large one, from UpKern and from scratch alike
+    large_epochs: int = 5  # of the large one, from UpKern and from scratch alike
     steps: int = 20  # an epoch
     learning_rate: float = 3e-3  # for a few hundred steps; long trainings take 1e-3
     window: int = 64  # of the sliding window
