@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mednext.arguments import must_be_module
 from mednext.checkpoint_files import find_state_dict, read_file
 from mednext.checkpoint_keys import KeyMap, is_deep_head, is_head
 from mednext.meta import must_hold_values
@@ -77,6 +78,7 @@ def load_checkpoint(
         >>> net = create_mednext("S", in_channels=1, num_classes=3)
         >>> print(load_checkpoint(net, "fold_0/checkpoint_final.pth"))
     """
+    must_be_module("model", model)
     if isinstance(checkpoint, Mapping):
         source, content = "state dict", checkpoint
     elif isinstance(checkpoint, (str, PathLike)):

@@ -138,6 +138,7 @@ class MedNeXt(nn.Module):
 
         Raises:
             ValueError: an input of another rank or channel count, or of an extent that the strides do not divide.
+            TypeError: an input that is no tensor of floating-point numbers.
         """
         self._check(x)
         x = self.stem(x)
@@ -168,6 +169,9 @@ class MedNeXt(nn.Module):
     def _check(self, x: torch.Tensor) -> None:
         channels, axes = self.stem.in_channels, len(self.total_stride)
         layout = f"[N, {channels}, {'D, H, W' if axes == 3 else 'H, W'}]"
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+            raise TypeError(f"input must be a floating-point tensor {layout}, got {got}")
         if x.dim() != axes + 2 or x.shape[1] != channels:
             raise ValueError(f"input must be {layout}, got shape {list(x.shape)}")
         for extent, divisor in zip(x.shape[2:], self.total_stride, strict=True):

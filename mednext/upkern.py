@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mednext.arguments import must_be_module
 from mednext.meta import must_hold_values
 
 __all__ = ["upkern"]
@@ -31,11 +32,14 @@ def upkern(small: nn.Module, large: nn.Module) -> nn.Module:
     Raises:
         ValueError: the networks differ in more than their kernels, a kernel would shrink, or one of the networks is on
             the meta device; nothing is changed then.
+        TypeError: one of them is no network.
 
     Example:
         >>> k5 = upkern(k3, create_mednext("S", 1, 3, kernel_size=5))
         >>> k7 = upkern(k5, create_mednext("S", 1, 3, kernel_size=7))
     """
+    must_be_module("small", small)
+    must_be_module("large", large)
     source, target = small.state_dict(), large.state_dict()
     faults = [
         f"{key}: only in {'small' if key in source else 'large'}" for key in sorted(source.keys() ^ target.keys())

@@ -24,6 +24,12 @@ __all__ = [
 Extent = int | Sequence[int]
 
 
+def _positive(channels: int) -> int:
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"channels must be a positive int, got {channels!r}")
+    return channels
+
+
 class DepthwiseConv3d(torch.nn.Conv3d):
     """``torch.nn.Conv3d(channels, channels, ..., groups=channels)`` on :func:`mednext_ops.depthwise_conv3d`.
 
@@ -60,7 +66,7 @@ class DepthwiseConv3d(torch.nn.Conv3d):
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"kernel_size must be odd on every axis, got {kernel_size!r}")
         super().__init__(
-            channels,
+            _positive(channels),
             channels,
             kernel,
             strides,
@@ -102,7 +108,7 @@ class DepthwiseConvTranspose3d(torch.nn.ConvTranspose3d):
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"kernel_size must be odd on every axis, got {kernel_size!r}")
         super().__init__(
-            channels,
+            _positive(channels),
             channels,
             kernel,
             triple("stride", stride, 1),

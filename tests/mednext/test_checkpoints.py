@@ -204,6 +204,8 @@ def test_a_model_that_is_no_mednext_is_named(official):
         load_checkpoint(torch.nn.Conv3d(1, 1, 1), official)
     with pytest.raises(TypeError, match="checkpoint must be a path or a dict, got int"):
         load_checkpoint(torch.nn.Conv3d(1, 1, 1), 3)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got OrderedDict"):
+        load_checkpoint(official, "model.pth")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path, network):

@@ -213,6 +213,14 @@ def test_an_input_that_does_not_fit_is_named_before_any_work(tiny, shape, messag
 
 
 @pytest.mark.parametrize(
+    ("x", "got"), [(torch.zeros(1, 1, 16, 16, 16, dtype=torch.int16), r"torch\.int16"), ([1.0], "list"), (None, "None")]
+)
+def test_an_input_that_holds_no_floating_point_numbers_is_named(tiny, x, got):
+    with pytest.raises(TypeError, match=rf"input must be a floating-point tensor \[N, 1, D, H, W\], got {got}"):
+        MedNeXt(**tiny)(x)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"exp_r": [2] * 8}, "exp_r must have 9 entries"),

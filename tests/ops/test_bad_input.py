@@ -132,6 +132,9 @@ def test_layers(layer):
         layer(4, 2)
     with pytest.raises(ValueError, match="stride"):
         layer(4, 3, stride=0)
+    for channels in (0, "4", 4.0):
+        with pytest.raises(ValueError, match="channels must be a positive int"):
+            layer(channels, 3)
 
 
 def test_a_padding_that_is_no_padding():
