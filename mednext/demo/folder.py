@@ -11,7 +11,7 @@ from mednext.demo import settings as choices
 from mednext.demo.settings import Settings
 from mednext.errors import InputError
 
-NETWORK = re.compile(r"k\d+(-upkern|-scratch)?")  # what network_names gives, whatever the kernel sizes
+NETWORK = re.compile(r"k\d+(-upkern|-scratch)?(\.state)?\.pt")  # a network's files, whatever the kernel sizes
 
 
 class Folder:
@@ -34,10 +34,13 @@ class Folder:
         return self.path / f"{name}.pt"
 
     def run(self) -> list[Path]:
-        """What is there of a run, whatever its settings; what only shows how far it is comes last."""
-        networks = [file for file in self.path.glob("k*.pt") if NETWORK.fullmatch(file.name.split(".")[0])]
-        files = [self.report, self.segmentation, self.slices, self.curves, *sorted(networks), self.settings]
-        return [file for file in files if file.exists()]
+        """What is there of a run, whatever its settings, which come last."""
+        present = sorted(file for file in self.path.glob("*") if self._is_of_a_run(file.name))
+        return sorted(present, key=lambda file: file == self.settings)
+
+    def _is_of_a_run(self, name: str) -> bool:
+        files = (self.settings, self.slices, self.curves, self.segmentation, self.report)
+        return NETWORK.fullmatch(name) is not None or name in [file.name for file in files]
 
     def begin(self, settings: Settings) -> None:
         """Removes what is there of another run, and keeps the settings of this one.
@@ -55,9 +58,10 @@ class Folder:
             raise InputError(f"{self.path} cannot be written to ({error.strerror}).") from error
 
     def tidy(self) -> None:
-        """Removes the files that a killed run was about to write."""
-        for file in self.path.glob(f"{PREFIX}*"):
-            file.unlink(missing_ok=True)
+        """Removes the parts of files that a killed run was about to write."""
+        for part in self.path.glob(f"{PREFIX}*"):
+            if self._is_of_a_run(part.name.removeprefix(PREFIX).partition("-")[2]):
+                part.unlink(missing_ok=True)
 
 
 def network_names(settings: Settings) -> list[str]:

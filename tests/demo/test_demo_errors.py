@@ -51,14 +51,15 @@ def test_a_run_of_other_kernel_sizes_is_not_overwritten_either(begun: Path, kern
 def test_overwrite_removes_all_of_the_old_run_and_nothing_else(begun: Path) -> None:
     folder = Folder(begun)
     folder.model("k9-scratch").write_bytes(b"a network")
-    for name in ("keys.pt", "notes.txt"):
+    own = [".mednext-y-out.nii.gz", "k3.backup.pt", "keys.pt", "notes.txt"]
+    for name in own:
         (begun / name).write_text("the user's own")
     (begun / ".mednext-x-k3.state.pt").write_bytes(b"half an epoch")
     chosen = {"kernel_size": 5, "large_kernel_size": 7}
     folder, chosen_settings = plan(begun, "cpu", chosen, resume=False, overwrite=True)
     assert folder.state("k3").exists()  # a plan changes nothing
     folder.begin(chosen_settings)
-    assert sorted(file.name for file in begun.iterdir()) == ["keys.pt", "notes.txt", "settings.json"]
+    assert sorted(file.name for file in begun.iterdir()) == [*own, "settings.json"]
     assert settings.read(folder.settings).kernel_size == 5
 
 
