@@ -50,13 +50,13 @@ def run(folder: Folder, settings: Settings, console: Console, resume: bool = Fal
         trained = demo.train()
         results, segmentation = demo.segment(trained)
         comparisons = demo.compare(trained)
-    seconds = time.perf_counter() - start + sum(trainer.seconds_before for trainer in trained.values())
     trained_on = f"trained on the left hemisphere behind y = {data.FRONT:.0f} mm; the right one is held out"
     best = network_names(settings)[1]
     figures.draw_slices(folder.slices, brain, segmentation, f"{best} MedNeXt, {trained_on}")
     curves = {name: trainer.curves for name, trainer in trained.items()}
     figures.draw_curves(folder.curves, curves, settings.steps, f"MedNeXt {trained_on}")
     write_scan(folder.segmentation, segmentation, brain.image)
+    seconds = time.perf_counter() - start + sum(trainer.seconds_before for trainer in trained.values())
     content = {
         "networks": results,
         "comparison": {name: comparison.as_dict() for name, comparison in comparisons.items()},
