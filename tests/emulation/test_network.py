@@ -15,6 +15,7 @@ from mednext.eager import EagerMedNeXt
 from ..mednext.conftest import Golden, fill
 from ..ops.eager import rms_error
 
+
 def results(network, golden, autocast):
     """Outputs, the input's gradient and the parameters' of a float32 network, by name."""
     network = fill(network, golden.seed).float()
