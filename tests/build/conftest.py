@@ -88,7 +88,7 @@ class Workshop:
         python = folder / "bin" / "python"
         ask = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
         packages = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
-        # Links, since a path file that named the folder would let an installed copy of ours come before an editable one.
+        # Links: a path file that named the folder would let an installed copy of ours come before an editable one.
         for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
             if "mednext" not in entry.name and entry.suffix != ".pth" and not Path(packages, entry.name).exists():
                 Path(packages, entry.name).symlink_to(entry)
