@@ -32,6 +32,7 @@ __all__ = [
     "cuda_runtime_problem",
     "emulated_library",
     "libraries",
+    "library_functions",
     "missing_part",
 ]
 
@@ -50,6 +51,11 @@ REINSTALL = "install mednext-ops again with pip install --force-reinstall --no-d
 _GEOMETRY = "int[3] stride, int[3] padding, int[3] dilation, int[3] output_padding, bool transposed"
 #: A gradient that may not be written out yet (backends.problem.GroupNormGradient): the last four are given, or None.
 _GRADIENT = "Tensor grad_output, Tensor? output, Tensor? scale, Tensor? slope, Tensor? offset"
+#: What makes the hidden tensor of an inverted bottleneck, and is saved for its backward.
+_BOTTLENECK = (
+    "Tensor input, Tensor mean, Tensor rstd, Tensor norm_weight, Tensor norm_bias, Tensor expand_weight, "
+    "Tensor? expand_bias, Tensor compress_weight, Tensor? compress_bias, Tensor? grn_gamma, Tensor? grn_beta"
+)
 
 SCHEMAS = (
     "group_norm_statistics(Tensor input, int num_groups, float eps) -> (Tensor mean, Tensor rstd)",
@@ -59,6 +65,7 @@ SCHEMAS = (
     f"depthwise_conv3d_backward_data({_GRADIENT}, Tensor weight, int[3] input_size, {_GEOMETRY}, Tensor? add) "
     "-> Tensor",
     f"depthwise_conv3d_backward_weight({_GRADIENT}, Tensor input, int[3] kernel_size, {_GEOMETRY}) -> Tensor",
+    f"inverted_bottleneck({_BOTTLENECK}, Tensor? residual) -> Tensor",
 )
 
 _FOLDER = Path(__file__).parent
@@ -197,9 +204,15 @@ def emulated_library() -> LibraryState:
 _emulated: torch.library.Library | None = None  # kept: its operators go when it goes
 
 
+def library_functions(part: str) -> Any:
+    """The functions of a loaded library that are called by name, not through torch: "cuda", or "emulated"."""
+    file = emulated_library().file if part == "emulated" else str(_FOLDER / _states[part].file)
+    return ctypes.CDLL(file)
+
+
 def cuda_runtime_problem() -> str | None:
     """Why the loaded CUDA library cannot use this machine's driver; None if it can. Initialises no device."""
-    library = ctypes.CDLL(str(_FOLDER / _states["cuda"].file))
+    library = library_functions("cuda")
     runtime, driver = ctypes.c_int(0), ctypes.c_int(0)
     library.mednext_ops_cuda_versions(ctypes.byref(runtime), ctypes.byref(driver))
     if driver.value == 0:

@@ -15,13 +15,12 @@ __all__ = [
     "depthwise_conv3d_backward",
     "depthwise_conv3d_statistics",
     "group_norm_statistics",
+    "inverted_bottleneck",
     "supports",
     "unavailable",
 ]
 
 NAME = "cuda"
-
-_kernels = CudaKernels(native.NAMESPACE, "cuda")
 
 
 @functools.cache
@@ -44,8 +43,17 @@ def unavailable() -> str | None:
     return None
 
 
+class _Cuda(CudaKernels):
+    @functools.cache  # noqa: B019 - one instance
+    def architecture(self) -> int:
+        capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+        return min(10 * major + minor for major, minor in capabilities)
+
+
+_kernels = _Cuda("cuda", native.NAMESPACE, "cuda")
 supports = _kernels.declined
 group_norm_statistics = _kernels.group_norm_statistics
 depthwise_conv3d = _kernels.depthwise_conv3d
 depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics
 depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward
+inverted_bottleneck = _kernels.inverted_bottleneck

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import ctypes
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 
+from mednext_ops import native
 from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, Problem, memory_format_of
 
 __all__ = ["CudaKernels"]
 
 _OPS = frozenset(
-    {"depthwise_conv3d", "depthwise_conv3d_backward", "depthwise_conv3d_statistics", "group_norm_statistics"}
+    {
+        "depthwise_conv3d",
+        "depthwise_conv3d_backward",
+        "depthwise_conv3d_statistics",
+        "group_norm_statistics",
+        "inverted_bottleneck",
+    }
 )
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+Grn = tuple[torch.Tensor, torch.Tensor]
+
 _NOT_AFFINE = (None, None, None, None)
 
 
-class CudaKernels:
-    """The backend functions on the operators of one namespace, for tensors on one type of device."""
+class CudaKernels(ABC):
+    """The backend functions on the operators of one namespace, for tensors on one type of device.
 
-    def __init__(self, namespace: str, device_type: str) -> None:
+    ``library`` is the name of the compiled library in :mod:`mednext_ops.native`.
+    """
+
+    def __init__(self, library: str, namespace: str, device_type: str) -> None:
+        self._library = library
         self._namespace = namespace
         self._device_type = device_type
+
+    @abstractmethod
+    def architecture(self) -> int:
+        """The GPU's compute capability as 10 * major + minor; of several GPUs that of the least."""
 
     def declined(self, problem: Problem) -> str | None:
         """Why no kernel takes ``problem``; None if one does."""
@@ -34,6 +54,27 @@ class CudaKernels:
             return f"it has no kernel for {problem.dtype}"
         if len(problem.shape) != 5:
             return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
+        if problem.op.startswith("inverted_bottleneck"):
+            return self._declined_bottleneck(problem)
+        return None
+
+    def _declined_bottleneck(self, problem: Problem) -> str | None:
+        if problem.dtype == torch.float32:
+            return f"its {problem.op} runs on tensor cores, in 16 bits: for float32 the products of torch are as fast"
+        if problem.channels_last:
+            return f"it has no {problem.op} for channels_last_3d"
+        if "grn" in problem.flags:
+            return f"it has no {problem.op} with GRN"
+        architecture = self.architecture()
+        if architecture < 80:
+            return f"its {problem.op} needs the tensor cores of sm_80 and newer, this is sm_{architecture}"
+        channels = [problem.shape[1], problem.hidden_channels, problem.out_channels]
+        fits = native.library_functions(self._library).mednext_ops_inverted_bottleneck_fits
+        if not fits(*map(ctypes.c_int64, channels), ctypes.c_int(architecture)):
+            return (
+                f"the weights of {channels[0]} channels, {channels[1]} hidden and {channels[2]} output channels do not "
+                f"fit the shared memory of sm_{architecture}: large products are cuBLAS's"
+            )
         return None
 
     @property
@@ -87,6 +128,26 @@ class CudaKernels:
             kernel_size = list(geometry.kernel_size)
             grad_weight = self._native.depthwise_conv3d_backward_weight(*gradient, input, kernel_size, *arguments)
         return data, grad_weight
+
+    def inverted_bottleneck(
+        self,
+        input: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+        norm_weight: torch.Tensor,
+        norm_bias: torch.Tensor,
+        expand_weight: torch.Tensor,
+        expand_bias: torch.Tensor | None,
+        compress_weight: torch.Tensor,
+        compress_bias: torch.Tensor | None,
+        grn: Grn | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """input [N, C, D, H, W], expand_weight [H, C], compress_weight [O, H] -> [N, O, D, H, W], dtype kept."""
+        return self._native.inverted_bottleneck(
+            input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight, compress_bias,
+            *(grn or (None, None)), residual,
+        )  # fmt: skip
 
 
 def _arguments(g: ConvGeometry) -> tuple[list[int], list[int], list[int], list[int], bool]:

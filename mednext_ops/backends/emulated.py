@@ -23,6 +23,7 @@ __all__ = [
     "depthwise_conv3d_backward",
     "depthwise_conv3d_statistics",
     "group_norm_statistics",
+    "inverted_bottleneck",
     "supports",
     "thread_order",
     "unavailable",
@@ -83,10 +84,13 @@ def architecture(compute_capability: int) -> Iterator[None]:
 
 
 class _Emulated(CudaKernels):
+    def architecture(self) -> int:
+        return _architecture
+
     @property
     def _native(self) -> Any:
         """The operators, after the library was told the order and to use as many threads as torch does."""
-        library = ctypes.CDLL(native.emulated_library().file)
+        library = native.library_functions("emulated")
         library.mednext_ops_emulation_configure(
             ctypes.c_int(_ORDERS.index(_order)), ctypes.c_uint64(_seed), ctypes.c_int(torch.get_num_threads())
         )
@@ -94,9 +98,10 @@ class _Emulated(CudaKernels):
         return super()._native
 
 
-_kernels = _Emulated(native.EMULATED_NAMESPACE, "cpu")
+_kernels = _Emulated("emulated", native.EMULATED_NAMESPACE, "cpu")
 supports = _kernels.declined
 group_norm_statistics = _kernels.group_norm_statistics
 depthwise_conv3d = _kernels.depthwise_conv3d
 depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics
 depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward
+inverted_bottleneck = _kernels.inverted_bottleneck

@@ -138,6 +138,13 @@ def test_mma_reads_every_fp16_value(kernels):
         assert (output == fragments(a_bits.view(np.float16).astype(np.float32), d_place, 4)).all()
 
 
+def test_movmatrix_transposes(in_any_order):
+    matrix = RANDOM.integers(0, 2**16, (8, 8)).astype(np.uint16)
+    output = np.zeros((8, 8), np.uint16)
+    in_any_order("transpose_matrix", matrix, output)
+    assert (output == matrix.T).all()
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_copies_ldmatrix_and_mma_make_a_matrix_product(in_any_order, bfloat16):
     a_bits, a = sixteen_bit(RANDOM.standard_normal((16, 16)), bfloat16)

@@ -16,7 +16,10 @@
 // So A is four matrices (rows 0-7, rows 8-15, then the same at columns 8-15), and B two: of B^T without, of B with
 // Transposed.
 //
-// Tensor cores of this shape start with sm_80, ldmatrix with sm_75. A kernel must not come here on less: it stops.
+// movmatrix: an 8x8 matrix as a lane's register [g, 2t], [g, 2t+1] becomes its transpose in the same places.
+//
+// Tensor cores of this shape start with sm_80, ldmatrix and movmatrix with sm_75. A kernel must not come here on less:
+// it stops.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -88,6 +91,13 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const
 #else
     __trap();
 #endif
+}
+
+// The transpose of a matrix of 8x8 elements.
+__device__ inline unsigned transposed(unsigned fragment) {
+    unsigned result;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(fragment));
+    return result;
 }
 
 #else
@@ -173,6 +183,26 @@ void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
             }
         },
         where);
+}
+
+inline unsigned transposed(unsigned fragment, emulation::CallSite where = emulation::CallSite::current()) {
+    struct Matrix {
+        unsigned given;
+        unsigned result;
+    };
+    Matrix mine{fragment, 0};
+    emulation::warp_collective(
+        "transposed", kFullWarp, mine,
+        [](Matrix* const* lanes, unsigned) {
+            for (int lane = 0; lane < kWarpSize; ++lane) {
+                const int g = lane / 4;
+                const int t = lane % 4;
+                const auto element = [&](int row) { return lanes[4 * row + g / 2]->given >> 16 * (g % 2) & 0xffff; };
+                lanes[lane]->result = element(2 * t + 1) << 16 | element(2 * t);
+            }
+        },
+        where);
+    return mine.result;
 }
 
 #endif

@@ -47,6 +47,22 @@ __device__ inline unsigned pack(T low, T high) {
     return static_cast<unsigned>(bits[1]) << 16 | bits[0];
 }
 
+// The two elements of a register as float.
+template <typename T>
+__device__ inline void unpack(unsigned pair, float& low, float& high) {
+    static_assert(sizeof(T) == 2, "two elements of 16 bits make a register");
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {  // a float without its lower half
+        low = __uint_as_float(pair << 16);
+        high = __uint_as_float(pair & 0xffff0000u);
+    } else {
+        const std::uint16_t bits[2] = {static_cast<std::uint16_t>(pair), static_cast<std::uint16_t>(pair >> 16)};
+        T elements[2];
+        std::memcpy(elements, bits, 4);
+        low = to_float(elements[0]);
+        high = to_float(elements[1]);
+    }
+}
+
 // `Size` elements that are loaded by one instruction; their address is a multiple of their size together.
 template <typename T, int Size>
 struct alignas(sizeof(T) * Size) Vector {

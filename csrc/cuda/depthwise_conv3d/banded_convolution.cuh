@@ -32,10 +32,10 @@
 #include "../common/mma.cuh"
 #include "../common/moments.cuh"
 #include "../common/opaque.cuh"
+#include "../common/parameter.cuh"
 #include "../common/scalar_types.cuh"
 #include "../common/shared_memory.cuh"
 #include "banded_convolution.h"
-#include "parameter.cuh"
 #include "plane_fill.cuh"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
@@ -332,7 +332,8 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
 
 template <typename T, int KD, int KH, bool FullRows>
 cudaError_t launch_banded(const BandedParameters& p, const BandedTile& tile, unsigned blocks, cudaStream_t stream) {
-    const typename Banded<T, KD, KH, FullRows>::Shared shared(p.tile.planes(KH, p.source.affine.given()), tile.rows * tile.octets);
+    const typename Banded<T, KD, KH, FullRows>::Shared shared(p.tile.planes(KH, p.source.affine.given()),
+                                                              tile.rows * tile.octets);
     const auto threads = static_cast<unsigned>(tile.warps * kWarpSize);
     return launch<banded_convolution<T, KD, KH, FullRows>>({blocks, threads, shared.layout.bytes(), stream}, p);
 }

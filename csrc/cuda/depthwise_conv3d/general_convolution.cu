@@ -13,10 +13,10 @@
 
 #include "../common/launch.h"
 #include "../common/moments.cuh"
+#include "../common/parameter.cuh"
 #include "../common/shared_memory.cuh"
 #include "general_reading.cuh"
 #include "general_tiles.h"
-#include "parameter.cuh"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 namespace {

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "../common/parameter.h"
 #include "../common/scalar_type.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
@@ -38,11 +39,7 @@ struct AffineGradient {
     constexpr bool given() const { return output != nullptr; }
 };
 
-// A weight or a bias: in the tensor's type, or float32.
-struct Parameter {
-    const void* data;
-    ScalarType type;
-};
+using cuda::Parameter;
 
 // output[n, c, o] = bias[c] + add[n, c, o] + sum over the taps k of weight[c, k] * input[n, c, i], with
 //     gather:   i = o * stride + k * dilation - padding

@@ -6,6 +6,7 @@
 
 #include "../../../csrc/cuda/common/barrier.cuh"
 #include "../../../csrc/cuda/common/copy.cuh"
+#include "../../../csrc/cuda/common/gelu.cuh"
 #include "../../../csrc/cuda/common/launch.h"
 #include "../../../csrc/cuda/common/mma.cuh"
 #include "../../../csrc/cuda/common/shared_memory.cuh"
@@ -89,6 +90,10 @@ __global__ void multiply(const unsigned* a, const unsigned* b, float* d) {
     for (int i = 0; i < 4; ++i) sum[i] = d[threadIdx.x * 4 + i];
     mma_m16n8k16<T>(sum, left, right);
     for (int i = 0; i < 4; ++i) d[threadIdx.x * 4 + i] = sum[i];
+}
+
+__global__ void transpose_matrix(const unsigned* input, unsigned* output) {
+    output[threadIdx.x] = transposed(input[threadIdx.x]);
 }
 
 struct ProductTile {
@@ -229,6 +234,19 @@ __global__ void producer_and_consumer(const float* input, int rounds, float* out
     }
 }
 
+// ---- GELU ----
+
+// A thread takes two neighbours; with_slope[i] comes from the form that also gives the slope.
+__global__ void gelus(const float* input, float* value, float* with_slope, float* slope) {
+    const int i = 2 * static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+    float x[2] = {input[i], input[i + 1]};
+    gelu(x[0], x[1]);
+    for (int j = 0; j < 2; ++j) value[i + j] = x[j];
+    for (int j = 0; j < 2; ++j) x[j] = input[i + j];
+    gelu_with_slope(x[0], x[1], slope[i], slope[i + 1]);
+    for (int j = 0; j < 2; ++j) with_slope[i + j] = x[j];
+}
+
 template <typename T>
 cudaError_t launch_shuffles(int kind, int argument, int width, const void* input, void* output) {
     return launch<shuffles<T>>({1, 32}, kind, argument, width, static_cast<const T*>(input), static_cast<T*>(output));
@@ -270,6 +288,17 @@ ENTRY run_multiply(int bfloat16, const unsigned* a, const unsigned* b, float* d)
     return entered([&] {
         if (bfloat16 != 0) return launch<multiply<__nv_bfloat16>>({1, 32}, a, b, d);
         return launch<multiply<__half>>({1, 32}, a, b, d);
+    });
+}
+
+ENTRY run_transpose_matrix(const unsigned* input, unsigned* output) {
+    return entered([&] { return launch<transpose_matrix>({1, 32}, input, output); });
+}
+
+ENTRY run_gelus(const float* input, int count, float* value, float* with_slope, float* slope) {
+    return entered([&] {
+        const auto blocks = static_cast<unsigned>(count / 512);
+        return launch<gelus>({blocks, 256}, input, value, with_slope, slope);
     });
 }
 

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#include "../common/scalar_types.cuh"
-#include "problem.h"
+#include "parameter.h"
+#include "scalar_types.cuh"
 
-namespace mednext_ops::cuda::depthwise_conv3d {
+namespace mednext_ops::cuda {
 
 __device__ inline float load_parameter(const Parameter& parameter, std::int64_t index) {
     switch (parameter.type) {
@@ -19,4 +19,4 @@ __device__ inline float load_parameter(const Parameter& parameter, std::int64_t 
     }
 }
 
-}  // namespace mednext_ops::cuda::depthwise_conv3d
+}  // namespace mednext_ops::cuda

@@ -1,0 +1,340 @@
+// The inverted bottleneck forward as two matrix products a tile of voxels, for fp16 and bf16, NCDHW, sm_80 and newer.
+//
+// A warp works alone: its tile is 32 voxels (16 of 128 x 128 channels) and all channels, and it meets the others of its
+// block only while the weights are loaded, once. Voxels are the rows of both products, so that what the first one
+// leaves in the registers is what the second one takes, as in flash attention. The hidden tensor exists nowhere else.
+//
+//                 C                        16                          O
+//           +-----------+               +------+                 +-----------+
+//     32    | n = a x+b |  W1 chunk^T   |  h   |   W2 chunk^T    |  output   |     32 voxels = 2 fragments of 16 rows
+//   voxels  |           |  [C, 16]  =>  | gelu |   [16, O]   =>  |  += ...   |
+//           +-----------+               +------+                 +-----------+
+//             registers                   registers                registers      for each chunk of 16 hidden channels
+//
+// In shared memory a warp has two windows of 32 voxels, [c][v] and [o][v], rows as they lie in memory:
+//   - the input of its next tile, on its way since the fragments of this one were read;
+//   - the residual, into whose place the output goes, transposed by movmatrix, to be stored by whole 16-byte pieces.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/copy.cuh"
+#include "../common/gelu.cuh"
+#include "../common/launch.h"
+#include "../common/mma.cuh"
+#include "../common/shared_memory.cuh"
+#include "forward.h"
+#include "weights.cuh"
+
+namespace mednext_ops::cuda::inverted_bottleneck {
+
+struct ForwardParameters {
+    Bottleneck bottleneck;
+    const void* residual;
+    void* output;
+    const float* gain;
+    ForwardPlan plan;
+    bool vectors;  // rows of all volumes begin at multiples of 16 bytes
+};
+
+// Scale and shift of the norm for two neighbouring channels.
+struct alignas(16) AffinePair {
+    float scale[2];
+    float shift[2];
+};
+
+template <typename T, int C, int O>
+struct Forward {
+    static constexpr int kVoxels = ForwardPlan::voxels(C, O);
+    static constexpr int kPitch = pitch_of(kVoxels);
+    static constexpr int kFragments = kVoxels / 16;
+    static constexpr int kChunk = 16;  // hidden channels
+    static constexpr int kMaxWarps = ForwardPlan::max_warps(C, O);
+    static constexpr int kBlocksPerProcessor = ForwardPlan::blocks_per_processor(C, O);
+
+    struct Shared {
+        SharedLayout layout;
+        SharedArray<T> expand, compress;
+        SharedArray<AffinePair> affine;
+        SharedArray<float> expand_bias, compress_bias, gain, beta;
+        SharedArray<T> windows;
+
+        constexpr Shared(int hidden, int warps)
+            : expand(layout.array<T>(hidden * pitch_of(C))),
+              compress(layout.array<T>(O * pitch_of(hidden))),
+              affine(layout.array<AffinePair>(C / 2)),
+              expand_bias(layout.array<float>(hidden)),
+              compress_bias(layout.array<float>(O)),
+              gain(layout.array<float>(hidden)),
+              beta(layout.array<float>(hidden)),
+              windows(layout.array<T>(warps * (C + O) * kPitch)) {}
+    };
+
+    // Starts to load a tile of a volume of one sample into a window; elements one by one where rows are not aligned.
+    __device__ static void fetch(const T* volume, int rows, std::int64_t voxels, std::int64_t tile, bool vectors,
+                                 T* window) {
+        const std::int64_t begin = tile * kVoxels;
+        if (volume != nullptr && begin < voxels) {
+            for (int i = threadIdx.x % kWarpSize; i < rows * (kVoxels / 8); i += kWarpSize) {
+                const int row = i / (kVoxels / 8);
+                const int column = i % (kVoxels / 8) * 8;
+                const T* from = volume + row * voxels + begin + column;
+                T* to = window + row * kPitch + column;
+                const std::int64_t left = voxels - begin - column;
+                if (vectors) {
+                    copy_async<16>(to, left > 0 ? from : volume, left > 0 ? 16 : 0);
+                } else {
+                    for (int j = 0; j < 8; ++j) to[j] = j < left ? from[j] : from_float<T>(0.0f);
+                }
+            }
+        }
+        copy_async_commit();
+    }
+
+    // The normalised input as fragments: rows are voxels.
+    __device__ static void load_normalized(const T* window, const AffinePair* affine,
+                                           unsigned (&a)[C / 16][kFragments][4]) {
+        const int t = threadIdx.x % 4;
+        const T* const place = quarter(window, kPitch, false);
+#pragma unroll
+        for (int k = 0; k < C / 16; ++k) {
+#pragma unroll
+            for (int m = 0; m < kFragments; ++m) ldmatrix<4, true>(a[k][m], place + 16 * k * kPitch + 16 * m);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const AffinePair map = affine[8 * k + 4 * half + t];
+#pragma unroll
+                for (int i = 0; i < 2 * kFragments; ++i) {
+                    unsigned& pair = a[k][i / 2][2 * half + i % 2];
+                    float low;
+                    float high;
+                    unpack<T>(pair, low, high);
+                    pair = pack(from_float<T>(fmaf(map.scale[0], low, map.shift[0])),
+                                from_float<T>(fmaf(map.scale[1], high, map.shift[1])));
+                }
+            }
+        }
+    }
+
+    // One chunk of hidden channels, as fragments of the second product.
+    __device__ static void expand(const unsigned (&a)[C / 16][kFragments][4], const T* weight, const float* bias,
+                                  const float* gain, const float* beta, unsigned (&hidden)[kFragments][4]) {
+        const int t = threadIdx.x % 4;
+        float acc[kFragments][2][4];
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+            const auto pair = *reinterpret_cast<const Vector<float, 2>*>(bias + 8 * n + 2 * t);
+#pragma unroll
+            for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) acc[m][n][i] = pair.element[i % 2];
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < C / 16; ++k) {
+            unsigned b[4];
+            ldmatrix(b, quarter(weight, pitch_of(C), false) + 16 * k);
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+                const unsigned half[2] = {b[2 * n], b[2 * n + 1]};
+#pragma unroll
+                for (int m = 0; m < kFragments; ++m) mma_m16n8k16<T>(acc[m][n], a[k][m], half);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+            Vector<float, 2> gains{{1.0f, 1.0f}};
+            Vector<float, 2> betas{{0.0f, 0.0f}};
+            if (gain != nullptr) {
+                gains = *reinterpret_cast<const Vector<float, 2>*>(gain + 8 * n + 2 * t);
+                betas = *reinterpret_cast<const Vector<float, 2>*>(beta + 8 * n + 2 * t);
+            }
+#pragma unroll
+            for (int m = 0; m < kFragments; ++m) {
+#pragma unroll
+                for (int i = 0; i < 4; i += 2) {
+                    float& low = acc[m][n][i];
+                    float& high = acc[m][n][i + 1];
+                    gelu(low, high);
+                    if (gain != nullptr) {
+                        low = fmaf(gains.element[0], low, betas.element[0]);
+                        high = fmaf(gains.element[1], high, betas.element[1]);
+                    }
+                    hidden[m][2 * n + i / 2] = pack(from_float<T>(low), from_float<T>(high));
+                }
+            }
+        }
+    }
+
+    // acc += hidden times a chunk of the compression's weight.
+    __device__ static void compress(const unsigned (&hidden)[kFragments][4], const T* weight, int pitch,
+                                    float (&acc)[kFragments][O / 8][4]) {
+#pragma unroll
+        for (int n = 0; n < O / 8; n += 2) {
+            unsigned b[4];
+            ldmatrix(b, quarter(weight + 8 * n * pitch, pitch, false));
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const unsigned operand[2] = {b[2 * half], b[2 * half + 1]};
+#pragma unroll
+                for (int m = 0; m < kFragments; ++m) mma_m16n8k16<T>(acc[m][n + half], hidden[m], operand);
+            }
+        }
+    }
+
+    // Adds the residual that lies in the window, and leaves the output there.
+    __device__ static void finish(const float (&acc)[kFragments][O / 8][4], const float* bias, bool residual,
+                                  T* window) {
+        const int lane = threadIdx.x % kWarpSize;
+        const int g = lane / 4;
+        const int t = lane % 4;
+#pragma unroll
+        for (int n = 0; n < O / 8; n += 2) {
+#pragma unroll
+            for (int m = 0; m < kFragments; ++m) {
+                T* const block = window + 8 * n * kPitch + 16 * m;
+                unsigned added[4] = {};
+                if (residual) ldmatrix<4, true>(added, quarter(block, kPitch, false));
+                __syncwarp();
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {  // rows 8 (i % 2) of the fragment, columns 8 (i / 2) of the pair
+                    const float* sums = acc[m][n + i / 2] + 2 * (i % 2);
+                    const auto pair = *reinterpret_cast<const Vector<float, 2>*>(bias + 8 * (n + i / 2) + 2 * t);
+                    float low = 0.0f;
+                    float high = 0.0f;
+                    if (residual) unpack<T>(added[i], low, high);
+                    const unsigned rounded = pack(from_float<T>(sums[0] + pair.element[0] + low),
+                                                  from_float<T>(sums[1] + pair.element[1] + high));
+                    const unsigned of_channel = transposed(rounded);  // channel g, voxels 2t and 2t + 1
+                    *reinterpret_cast<unsigned*>(block + (8 * (i / 2) + g) * kPitch + 8 * (i % 2) + 2 * t) = of_channel;
+                }
+            }
+        }
+    }
+
+    __device__ static void store(const T* window, int rows, std::int64_t voxels, std::int64_t tile, bool vectors,
+                                 T* volume) {
+        const std::int64_t begin = tile * kVoxels;
+        for (int i = threadIdx.x % kWarpSize; i < rows * (kVoxels / 8); i += kWarpSize) {
+            const int row = i / (kVoxels / 8);
+            const int column = i % (kVoxels / 8) * 8;
+            const std::int64_t left = voxels - begin - column;
+            const auto eight = *reinterpret_cast<const Vector<T, 8>*>(window + row * kPitch + column);
+            T* const to = volume + row * voxels + begin + column;
+            if (vectors) {
+                if (left > 0) *reinterpret_cast<Vector<T, 8>*>(to) = eight;
+            } else {
+                for (int j = 0; j < 8; ++j) {
+                    if (j < left) to[j] = eight.element[j];
+                }
+            }
+        }
+    }
+};
+
+// The norm of a sample as scale and shift; zero where channels are filled up.
+__device__ inline void load_affine(const Bottleneck& p, std::int64_t sample, AffinePair* affine, int filled) {
+    for (int i = threadIdx.x; i < filled; i += blockDim.x) {
+        float scale = 0.0f;
+        float shift = 0.0f;
+        if (i < p.extents.channels) {
+            const std::int64_t group = sample * p.groups + i / (p.extents.channels / p.groups);
+            scale = load_parameter(p.norm_weight, i) * p.rstd[group];
+            shift = fmaf(-p.mean[group], scale, load_parameter(p.norm_bias, i));
+        }
+        affine[i / 2].scale[i % 2] = scale;
+        affine[i / 2].shift[i % 2] = shift;
+    }
+}
+
+template <typename T, int C, int O>
+__global__ void __launch_bounds__(Forward<T, C, O>::kMaxWarps* kWarpSize, Forward<T, C, O>::kBlocksPerProcessor)
+    fused_forward(const __grid_constant__ ForwardParameters p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    __trap();  // the planner does not come here
+#else
+    using Core = Forward<T, C, O>;
+    const Extents& extents = p.bottleneck.extents;
+    const int channels = static_cast<int>(extents.channels);
+    const int outputs = static_cast<int>(extents.outputs);
+    const int real_hidden = static_cast<int>(extents.hidden);
+    const int hidden = p.plan.hidden;
+    const std::int64_t sample = blockIdx.x / p.plan.parts;
+    const int part = blockIdx.x % p.plan.parts;
+    const int warp = threadIdx.x / kWarpSize;
+
+    const typename Core::Shared shared(hidden, p.plan.warps);
+    T* const expand = shared_array(shared.expand);
+    T* const compress = shared_array(shared.compress);
+    AffinePair* const affine = shared_array(shared.affine);
+    float* const expand_bias = shared_array(shared.expand_bias);
+    float* const compress_bias = shared_array(shared.compress_bias);
+    float* const gain = p.gain != nullptr ? shared_array(shared.gain) : nullptr;
+    float* const beta = shared_array(shared.beta);
+    T* const input_window = shared_array(shared.windows) + warp * (C + O) * Core::kPitch;
+    T* const output_window = input_window + C * Core::kPitch;
+
+    const T* const input = static_cast<const T*>(p.bottleneck.input) + sample * channels * extents.voxels;
+    const T* const residual =
+        p.residual == nullptr ? nullptr : static_cast<const T*>(p.residual) + sample * outputs * extents.voxels;
+    T* const output = static_cast<T*>(p.output) + sample * outputs * extents.voxels;
+    const std::int64_t step = static_cast<std::int64_t>(p.plan.parts) * p.plan.warps;
+    const std::int64_t first = static_cast<std::int64_t>(part) * p.plan.warps + warp;
+    Core::fetch(input, channels, extents.voxels, first, p.vectors, input_window);
+    Core::fetch(residual, outputs, extents.voxels, first, p.vectors, output_window);
+    for (int i = channels * Core::kPitch + threadIdx.x % kWarpSize; i < C * Core::kPitch; i += kWarpSize) {
+        input_window[i] = from_float<T>(0.0f);  // what is filled up is multiplied with zeros, and must be finite
+    }
+
+    load_matrix(p.bottleneck.expand_weight, real_hidden, channels, expand, hidden, C);
+    load_matrix(p.bottleneck.compress_weight, outputs, real_hidden, compress, O, hidden);
+    load_affine(p.bottleneck, sample, affine, C);
+    load_vector(p.bottleneck.expand_bias, real_hidden, expand_bias, hidden);
+    load_vector(p.bottleneck.compress_bias, outputs, compress_bias, O);
+    if (gain != nullptr) {
+        load_vector({p.gain + sample * real_hidden, ScalarType::float32}, real_hidden, gain, hidden);
+        load_vector(p.bottleneck.grn_beta, real_hidden, beta, hidden);
+    }
+    __syncthreads();
+
+    const int compress_pitch = pitch_of(hidden);
+    for (std::int64_t tile = first; tile < p.plan.tiles; tile += step) {
+        copy_async_wait<1>();  // the input; the residual may still be on its way
+        __syncwarp();
+        unsigned a[C / 16][Core::kFragments][4];
+        Core::load_normalized(input_window, affine, a);
+        __syncwarp();
+        Core::fetch(input, channels, extents.voxels, tile + step, p.vectors, input_window);
+
+        float acc[Core::kFragments][O / 8][4] = {};
+        for (int chunk = 0; chunk < hidden; chunk += Core::kChunk) {
+            unsigned h[Core::kFragments][4];
+            Core::expand(a, expand + chunk * pitch_of(C), expand_bias + chunk, gain == nullptr ? nullptr : gain + chunk,
+                         beta + chunk, h);
+            Core::compress(h, compress + chunk, compress_pitch, acc);
+        }
+
+        copy_async_wait<1>();  // the residual; the next input may still be on its way
+        __syncwarp();
+        Core::finish(acc, compress_bias, residual != nullptr, output_window);
+        __syncwarp();
+        Core::store(output_window, outputs, extents.voxels, tile, p.vectors, output);
+        __syncwarp();
+        Core::fetch(residual, outputs, extents.voxels, tile + step, p.vectors, output_window);
+    }
+    copy_async_wait<0>();
+#endif
+}
+
+template <int C, int O>
+cudaError_t launch_forward_of_size(ScalarType type, const ForwardParameters& p, unsigned blocks, cudaStream_t stream) {
+    const auto launch_type = [&]<typename T>() {
+        const typename Forward<T, C, O>::Shared shared(p.plan.hidden, p.plan.warps);
+        const auto threads = static_cast<unsigned>(p.plan.warps * kWarpSize);
+        return launch<fused_forward<T, C, O>>({blocks, threads, shared.layout.bytes(), stream}, p);
+    };
+    return type == ScalarType::float16 ? launch_type.template operator()<__half>()
+                                       : launch_type.template operator()<__nv_bfloat16>();
+}
+
+}  // namespace mednext_ops::cuda::inverted_bottleneck

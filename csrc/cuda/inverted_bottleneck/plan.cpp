@@ -1,0 +1,65 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace mednext_ops::cuda::inverted_bottleneck {
+namespace {
+
+// The GPU that plans are made for. Fixed, so that sums have the same bits on every one.
+constexpr std::int64_t kProcessors = 132;
+
+// What a block may ask for (CUDA C++ Programming Guide, technical specifications per compute capability).
+std::int64_t most_shared_bytes(int architecture) {
+    switch (architecture) {
+        case 80:
+        case 87:
+            return 163 * 1024;
+        case 86:
+        case 89:
+        case 120:
+        case 121:
+            return 99 * 1024;
+        default:
+            return architecture >= 90 ? 227 * 1024 : 0;
+    }
+}
+
+// The channels and outputs that an instance is compiled for. False where there is none so large.
+bool choose_instance(const Extents& extents, int& channels, int& outputs) {
+    const std::int64_t larger = std::max(extents.channels, extents.outputs);
+    if (extents.channels < 1 || extents.outputs < 1 || extents.hidden < 1 || larger > 128) return false;
+    const auto filled = [](std::int64_t count) { return count <= 32 ? 32 : count <= 64 ? 64 : 128; };
+    channels = std::max(filled(extents.channels), filled(extents.outputs) / 2);
+    outputs = std::max(filled(extents.outputs), filled(extents.channels) / 2);
+    return true;
+}
+
+std::int64_t forward_shared_bytes(const ForwardPlan& plan, int warps) {
+    const std::int64_t c = plan.channels;
+    const std::int64_t o = plan.outputs;
+    const std::int64_t h = plan.hidden;
+    const std::int64_t elements = h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) +
+                                  warps * (c + o) * pitch_of(ForwardPlan::voxels(plan.channels, plan.outputs));
+    return 2 * elements + 4 * (2 * c + o + 3 * h);
+}
+
+}  // namespace
+
+std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture) {
+    ForwardPlan plan{};
+    if (architecture < 80 || extents.hidden > 4096) return std::nullopt;
+    if (!choose_instance(extents, plan.channels, plan.outputs)) return std::nullopt;
+    plan.hidden = static_cast<int>(round_up(extents.hidden, 16));
+    const std::int64_t most = most_shared_bytes(architecture);
+    plan.warps = ForwardPlan::max_warps(plan.channels, plan.outputs);
+    while (plan.warps > 0 && forward_shared_bytes(plan, plan.warps) > most) plan.warps -= 2;
+    if (plan.warps < 2) return std::nullopt;
+
+    plan.tiles = ceil_div(extents.voxels, ForwardPlan::voxels(plan.channels, plan.outputs));
+    const std::int64_t blocks = kProcessors * ForwardPlan::blocks_per_processor(plan.channels, plan.outputs);
+    const std::int64_t wanted = ceil_div(blocks, std::max<std::int64_t>(extents.batch, 1));
+    plan.parts = static_cast<int>(std::clamp<std::int64_t>(ceil_div(plan.tiles, plan.warps), 1, wanted));
+    return plan;
+}
+
+}  // namespace mednext_ops::cuda::inverted_bottleneck

@@ -1,0 +1,54 @@
+// Which shapes the tensor-core kernels take and how the work is cut: from the shape and the architecture alone.
+//
+// The number of multiprocessors does not enter: the same problem gives the same bits on every GPU of an architecture.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+#include "problem.h"
+
+namespace mednext_ops::cuda::inverted_bottleneck {
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+    return (a + b - 1) / b;
+}
+
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) {
+    return ceil_div(a, b) * b;
+}
+
+// Elements from one row of a matrix in shared memory to the next: an odd number of 16-byte units, so that the eight
+// rows that ldmatrix reads at once lie in different banks.
+constexpr int pitch_of(int columns) {
+    return columns / 8 % 2 == 0 ? columns + 8 : columns;
+}
+
+// Forward: a warp's tile is some voxels and all channels; the weights stay in shared memory.
+struct ForwardPlan {
+    // Two fragments of rows share what is loaded of the weights; of 128 x 128 channels the registers hold one.
+    static constexpr int voxels(int channels, int outputs) { return channels * outputs <= 64 * 128 ? 32 : 16; }
+
+    // 16 warps a multiprocessor hide the latencies of the memory where the registers of few channels allow it; with
+    // many, the weights fill the shared memory and are there once.
+    static constexpr int max_warps(int channels, int outputs) {
+        const int product = channels * outputs;
+        return product <= 32 * 64 ? 4 : product <= 64 * 64 ? 12 : 8;
+    }
+    static constexpr int blocks_per_processor(int channels, int outputs) {
+        const int product = channels * outputs;
+        return product <= 32 * 32 ? 4 : product <= 32 * 64 ? 3 : 1;
+    }
+
+    int channels, outputs;  // of the instance: what there is, filled up with zeros
+    int hidden;             // filled up to whole products
+    int warps;              // of a block
+    int parts;              // blocks a sample
+    std::int64_t tiles;     // a sample
+};
+
+// None where no instance is large enough, or the GPU's shared memory too small. `architecture` is 10 * major + minor.
+std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture);
+
+}  // namespace mednext_ops::cuda::inverted_bottleneck

@@ -1,0 +1,46 @@
+// The parts that forward and backward share: weights and the affine map of the norm in shared memory.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/parameter.cuh"
+#include "../common/scalar_types.cuh"
+#include "plan.h"
+#include "problem.h"
+
+namespace mednext_ops::cuda::inverted_bottleneck {
+
+// A matrix [rows, columns] as operands of `T`, zeros where it is filled up.
+template <typename T>
+__device__ inline void load_matrix(const Parameter& matrix, int rows, int columns, T* to, int filled_rows,
+                                   int filled_columns) {
+    const int pitch = pitch_of(filled_columns);
+    for (int i = threadIdx.x; i < filled_rows * filled_columns; i += blockDim.x) {
+        const int row = i / filled_columns;
+        const int column = i % filled_columns;
+        const bool inside = row < rows && column < columns;
+        const float value = inside ? load_parameter(matrix, static_cast<std::int64_t>(row) * columns + column) : 0.0f;
+        to[row * pitch + column] = from_float<T>(value);
+    }
+}
+
+// A bias or another vector, zeros where it is filled up or not given.
+__device__ inline void load_vector(const Parameter& vector, int count, float* to, int filled) {
+    for (int i = threadIdx.x; i < filled; i += blockDim.x) {
+        to[i] = i < count && vector.data != nullptr ? load_parameter(vector, i) : 0.0f;
+    }
+}
+
+// Four matrices for ldmatrix out of a row-major one, its origin at `matrix`: lane 8 j + r names row r of the j-th.
+//
+//     rows_first:  j = 0  j = 2        else:  j = 0  j = 1
+//                  j = 1  j = 3               j = 2  j = 3
+template <typename T>
+__device__ inline const T* quarter(const T* matrix, int pitch, bool rows_first) {
+    const int lane = threadIdx.x % kWarpSize;
+    const int lower = lane / 8 % 2 * 8;
+    const int upper = lane / 16 * 8;
+    return matrix + (lane % 8 + (rows_first ? lower : upper)) * pitch + (rows_first ? upper : lower);
+}
+
+}  // namespace mednext_ops::cuda::inverted_bottleneck
