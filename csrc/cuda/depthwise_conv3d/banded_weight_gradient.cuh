@@ -242,8 +242,7 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
                           w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
     PlaneRing<T, 2> small(p.small, small_layout, shared_array(shared.small), shared_array(shared.small_full), volume,
                           h0 + p.pad_h - K + 1, w0, begin + p.pad_d, begin + p.pad_d, d1 + p.pad_d);
-    large.start();
-    small.start();
+    PlaneRing<T, 2>::start(large, small);
     __syncthreads();
 
     const typename Core::Places places(tile, large_layout.row_pitch, small_layout.row_pitch);

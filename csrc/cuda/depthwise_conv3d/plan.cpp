@@ -123,14 +123,17 @@ Fill fill_of(const WeightGradientProblem& p, int architecture) {
     return p.large_size.w % 4 == 0 && all_aligned(8) ? Fill::async : Fill::elements;
 }
 
-// What a multiprocessor does a cycle, measured elsewhere or calculated: 8 bytes of the second-level cache's (or of the
-// memory's) pace in half a cycle, a product of tensor cores in 1.3.
-constexpr double kCyclesAByte = 1.0 / 20;
+// What a multiprocessor of an H200 needs, calculated: of the second-level cache a byte, of its tensor cores a product.
+constexpr double kCyclesAByte = 1.0 / 24;
 constexpr double kCyclesAProduct = 1.3;
-// A step of a block that has the multiprocessor for itself waits for its barrier and its loads.
+// A row of a plane costs what its sectors cost and one more: rows begin in the middle of one, and short ones are slow.
+constexpr int kSector = 32;
+// A step of a block that has the multiprocessor for itself: its barrier and its loads, and products that wait for the
+// sum before them.
 constexpr double kCyclesAStep = 400.0;
-// A product waits for the sum before it in the same accumulator.
 constexpr double kCyclesAWaitingProduct = 10.0;
+// What begins and ends a block costs about as much as so many steps.
+constexpr int kStepsABlock = 4;
 
 // A chain of sums in one accumulator of a tensor core, which may truncate: at most 6 patches x 32 planes long.
 constexpr int kMostDepth = 32;
@@ -144,19 +147,24 @@ constexpr int kOtherBytes = 5 * 1024;
 // The copy engine takes boxes of up to 256 rows.
 constexpr int kMostBoxRows = 256;
 
+int bytes_loaded(const PlaneLayout& plane) {
+    return plane.rows * static_cast<int>(ceil_div(plane.row_pitch * 16, kSector) + 1) * kSector;
+}
+
 // Cycles that a multiprocessor needs for its share of the problem.
 double cycles(const WeightGradientProblem& p, const WeightGradientTile& tile) {
     const int k = static_cast<int>(p.geometry.kernel.h);
     const int kd = static_cast<int>(p.geometry.kernel.d);
     const std::int64_t blocks = p.batch * p.channels * tile.tiles();
-    const int bytes = tile.large_planes(k, false).plane_bytes() + tile.small_planes(k, false).plane_bytes();
-    const double step = tile.warps() * tile.patches * kd * kCyclesAProduct + bytes * kCyclesAByte;
+    const int bytes = bytes_loaded(tile.large_planes(k, false)) + bytes_loaded(tile.small_planes(k, false));
+    const double work = tile.warps() * tile.patches * kd * kCyclesAProduct + bytes * kCyclesAByte;
     const double alone = kCyclesAStep + tile.patches * kd * kCyclesAWaitingProduct;
     const std::int64_t resident = 2 * WeightGradientTile::kMostWarps / tile.warps();
     const std::int64_t each = ceil_div(blocks, kProcessors);  // of the busiest multiprocessor
     const std::int64_t together = std::min(each, resident);
-    const double turn = std::max(static_cast<double>(together) * step, alone);
-    return static_cast<double>(each) / static_cast<double>(together) * (tile.depth + kd - 1) * turn;
+    const double busy = static_cast<double>(together) * work;
+    const double step = std::max(busy, alone) + std::min(busy, alone) / 4;
+    return static_cast<double>(each) / static_cast<double>(together) * (tile.depth + kd - 1 + kStepsABlock) * step;
 }
 
 // The same tile for every architecture, alignment and affine map: the order of the sums follows from the shape alone.

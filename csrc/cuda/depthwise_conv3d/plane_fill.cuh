@@ -60,11 +60,18 @@ class PlaneRing {
 
     // Asks for the first planes. The block must pass a barrier before it goes on.
     __device__ void start() {
-        if (source_.fill == Fill::boxes && threadIdx.x == 0) {
-            for (int stage = 0; stage < layout_.stages; ++stage) mbarrier_initialise(full_ + stage, 1);
-            mbarrier_initialised();
-        }
+        initialise();
         for (int ahead = 0; ahead < layout_.stages - 1; ++ahead) fill(z_ + ahead, ahead);
+    }
+
+    // The same for rings that walk together: in the order in which they are waited for.
+    __device__ static void start(PlaneRing& first, PlaneRing& second) {
+        first.initialise();
+        second.initialise();
+        for (int ahead = 0; ahead < first.layout_.stages - 1; ++ahead) {
+            first.fill(first.z_ + ahead, ahead);
+            second.fill(second.z_ + ahead, ahead);
+        }
     }
 
     // The next plane, ready for all threads until the next call; null where it is not wanted or outside of the volume.
@@ -112,6 +119,13 @@ class PlaneRing {
     }
 
   private:
+    __device__ void initialise() {
+        if (source_.fill == Fill::boxes && threadIdx.x == 0) {
+            for (int stage = 0; stage < layout_.stages; ++stage) mbarrier_initialise(full_ + stage, 1);
+            mbarrier_initialised();
+        }
+    }
+
     __device__ bool is_inside(int z) const { return static_cast<unsigned>(z - z_begin_) < z_count_; }
 
     __device__ unsigned char* operand_plane() const {
