@@ -56,6 +56,10 @@ cudaError_t make_source(const WeightGradientProblem& p, const Triple& size, cons
 
 cudaError_t launch_banded_weight_gradient(const WeightGradientProblem& p, const WeightGradientTile& tile,
                                           float* partial, cudaStream_t stream) {
+    const std::int64_t count = p.batch * p.channels * tile.tiles();
+    if (count == 0) return cudaSuccess;  // no part at all: the reduction gives zeros
+    if (count > INT_MAX) return cudaErrorInvalidConfiguration;
+
     const Triple kernel = p.geometry.kernel;
     const int k = static_cast<int>(kernel.h);
     const AffineGradient none{};
@@ -73,10 +77,6 @@ cudaError_t launch_banded_weight_gradient(const WeightGradientProblem& p, const 
     parameters.channels = p.channels;
     parameters.tile = tile;
     parameters.partial = partial;
-
-    const std::int64_t count = p.batch * p.channels * tile.tiles();
-    if (count == 0) return cudaSuccess;
-    if (count > INT_MAX) return cudaErrorInvalidConfiguration;
     const auto blocks = static_cast<unsigned>(count);
     const bool flat = kernel.d == 1;
     switch (k) {

@@ -155,7 +155,7 @@ int bytes_loaded(const PlaneLayout& plane) {
 double cycles(const WeightGradientProblem& p, const WeightGradientTile& tile) {
     const int k = static_cast<int>(p.geometry.kernel.h);
     const int kd = static_cast<int>(p.geometry.kernel.d);
-    const std::int64_t blocks = p.batch * p.channels * tile.tiles();
+    const std::int64_t blocks = std::max<std::int64_t>(p.batch * p.channels * tile.tiles(), 1);
     const int bytes = bytes_loaded(tile.large_planes(k, false)) + bytes_loaded(tile.small_planes(k, false));
     const double work = tile.warps() * tile.patches * kd * kCyclesAProduct + bytes * kCyclesAByte;
     const double alone = kCyclesAStep + tile.patches * kd * kCyclesAWaitingProduct;
