@@ -16,6 +16,7 @@ __all__ = [
     "depthwise_conv3d_statistics",
     "group_norm_statistics",
     "inverted_bottleneck",
+    "inverted_bottleneck_backward",
     "supports",
     "unavailable",
 ]
@@ -57,3 +58,4 @@ depthwise_conv3d = _kernels.depthwise_conv3d
 depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics
 depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward
 inverted_bottleneck = _kernels.inverted_bottleneck
+inverted_bottleneck_backward = _kernels.inverted_bottleneck_backward

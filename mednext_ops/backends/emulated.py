@@ -24,6 +24,7 @@ __all__ = [
     "depthwise_conv3d_statistics",
     "group_norm_statistics",
     "inverted_bottleneck",
+    "inverted_bottleneck_backward",
     "supports",
     "thread_order",
     "unavailable",
@@ -105,3 +106,4 @@ depthwise_conv3d = _kernels.depthwise_conv3d
 depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics
 depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward
 inverted_bottleneck = _kernels.inverted_bottleneck
+inverted_bottleneck_backward = _kernels.inverted_bottleneck_backward
