@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mednext.arguments import RECOMPUTE, one_of
+from mednext.arguments import RECOMPUTE, must_be_module, one_of
 from mednext.blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
 from mednext.fusable import why_not_fusable
 
@@ -45,6 +45,7 @@ def accelerate(model: nn.Module, recompute: str | None = None) -> nn.Module:
     Example:
         >>> net = mednext.accelerate(monai.networks.nets.MedNeXtB(in_channels=1, out_channels=3))
     """
+    must_be_module("model", model)
     one_of("recompute", recompute, RECOMPUTE)
     candidates = {name: module for name, module in model.named_modules() if _looks_like_a_block(module)}
     refusals = {name: reason for name, block in candidates.items() if (reason := why_not_fusable(block, _form(block)))}

@@ -1,11 +1,22 @@
-"""Constructor arguments of the blocks and the network, brought into one form; every error names the argument."""
+"""Arguments of the blocks, the network and what is done with one, in one form; every error names the argument."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["RECOMPUTE", "PerAxis", "kernel_per_axis", "one_of", "positive_int", "spatial_axes", "stride_per_axis"]
+from torch import nn
+
+__all__ = [
+    "RECOMPUTE",
+    "PerAxis",
+    "kernel_per_axis",
+    "must_be_module",
+    "one_of",
+    "positive_int",
+    "spatial_axes",
+    "stride_per_axis",
+]
 
 PerAxis = int | Sequence[int]  # one number for all axes, or one an axis: (D, H, W), in 2D (H, W)
 
@@ -48,6 +59,12 @@ def stride_per_axis(name: str, value: PerAxis, axes: int) -> tuple[int, ...]:
     if any(stride not in (1, 2) for stride in strides):
         raise ValueError(f"{name} must be 1 or 2 on every axis, got {value!r}")
     return strides
+
+
+def must_be_module(name: str, value: Any) -> None:
+    """A network and not, say, the path of its weights."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
 
 
 def _per_axis(name: str, value: PerAxis, axes: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 Constructors, submodules and parameter names are those of the official ``mednextv1/blocks.py`` (Roy et al., MICCAI
 2023), so its state dicts load and code that walks the modules finds what it expects. The submodules hold the
 parameters; the arithmetic of a block is one fused operator, or, where the submodules are not what that operator
-computes (LayerNorm, a grouped convolution, a hook or an exchanged layer), their plain composition.
+computes (LayerNorm, a grouped convolution, a hook or an exchanged layer), their plain composition, which the log says.
 """
 
 from __future__ import annotations
@@ -106,7 +106,11 @@ class MedNeXtBlock(nn.Module):
         if x.dim() != axes + 2:
             layout = "[N, C, D, H, W]" if axes == 3 else "[N, C, H, W]"
             raise ValueError(f"input of a {axes}D {type(self).__name__} must be {layout}, got shape {list(x.shape)}")
-        return self._composed(x) if why_not_fusable(self, self.form) else self._fused(x)
+        reason = why_not_fusable(self, self.form)
+        if reason is None:
+            return self._fused(x)
+        ops.nn.note_composed(self, reason)
+        return self._composed(x)
 
     def _fused(self, x: torch.Tensor) -> torch.Tensor:
         planar = x.dim() == 4  # a plane is a volume of depth 1

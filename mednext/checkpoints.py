@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mednext.arguments import must_be_module
 from mednext.checkpoint_files import find_state_dict, read_file
 from mednext.checkpoint_keys import KeyMap, is_deep_head, is_head
+from mednext.meta import must_hold_values
 
 __all__ = ["CheckpointReport", "load_checkpoint"]
 
@@ -67,14 +69,16 @@ def load_checkpoint(
         The report of what was loaded, kept and not used.
 
     Raises:
-        ValueError: no MedNeXt weights in it, or weights that do not fit, which the message names. The deep-supervision
-            heads may be absent unless the model has deep supervision on. The model is unchanged then.
+        ValueError: no MedNeXt weights in it, or weights that do not fit, which the message names, or a model on the
+            meta device. The deep-supervision heads may be absent unless the model has deep supervision on. The model
+            is unchanged then.
         FileNotFoundError: there is no such file.
 
     Example:
         >>> net = create_mednext("S", in_channels=1, num_classes=3)
         >>> print(load_checkpoint(net, "fold_0/checkpoint_final.pth"))
     """
+    must_be_module("model", model)
     if isinstance(checkpoint, Mapping):
         source, content = "state dict", checkpoint
     elif isinstance(checkpoint, (str, PathLike)):
@@ -113,6 +117,8 @@ def load_checkpoint(
     ]
     if faults:
         raise ValueError(_explained(report, faults))
+    must_hold_values(f"model ({type(model).__name__})", own)
+    must_hold_values(source, {key: weights[key] for key in report.loaded})
     loaded = {key: weights[their_key] for their_key, key in report.loaded.items()}
     model.load_state_dict({**own, **loaded})
     return report

@@ -33,8 +33,7 @@ def wait_passively() -> None:
     """Starts the same command again, in this process, with OpenMP threads that sleep while they wait.
 
     OpenMP reads OMP_WAIT_POLICY once, when torch is loaded, and importing this package loads torch. Threads that spin
-    cost little on an idle machine but fight every other program for the cores: with two cores and others at work, a
-    training step of the demo took 2.1 s spinning and 0.35 s sleeping. Who has set OMP_WAIT_POLICY keeps it.
+    cost little on an idle machine but fight every other program for the cores. Who has set OMP_WAIT_POLICY keeps it.
     """
     if os.name == "posix" and "OMP_WAIT_POLICY" not in os.environ:
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}

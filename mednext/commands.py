@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mednext.errors import InputError
 
-app = typer.Typer(
-    name="mednext", help="MedNeXt on fused operators.", no_args_is_help=True, pretty_exceptions_enable=False
-)
+app = typer.Typer(name="mednext", no_args_is_help=True, pretty_exceptions_enable=False)
 errors = Console(stderr=True)
 
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:1")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            version = importlib.metadata.version("mednext-ops")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"
+        typer.echo(f"mednext-ops {version}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def mednext(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    """MedNeXt on fused operators."""
 
 
 @app.command()
@@ -53,18 +72,18 @@ def demo(
         del options[name]
     chosen = {name: value for name, value in options.items() if value is not None}
     with user_errors("demo"):
-        from mednext.demo.folder import begin
+        from mednext.demo.folder import plan
         from mednext.demo.pipeline import run
         from mednext.segment import choose_device
 
         chosen_device = str(choose_device(device))
         if device != "auto":
             chosen["device"] = chosen_device
-        folder, settings = begin(output, chosen_device, chosen, resume, overwrite)
+        folder, settings = plan(output, chosen_device, chosen, resume, overwrite)
         choose_device(settings.device)
         console = Console()
         try:
-            run(folder, settings, console)
+            run(folder, settings, console, resume)
         except KeyboardInterrupt:
             errors.print(f"mednext demo: stopped; `mednext demo --resume --output {output}` goes on.", soft_wrap=True)
             raise typer.Exit(130) from None

@@ -1,7 +1,6 @@
 """Tells whether a block's submodules are together what ``mednext_ops.mednext_block`` computes, and if not, why.
 
-A block keeps its parameters in ordinary submodules that anyone may hook, wrap or exchange. The fused operator reads
-only their parameters, so it may stand in for them just where nothing else would have happened.
+The operator reads only the submodules' parameters, so each must be plain, and all of the geometry that it knows.
 """
 
 from __future__ import annotations
@@ -27,25 +26,15 @@ def why_not_fusable(block: Any, form: str) -> str | None:
     depthwise = _TRANSPOSED if form == "up" else _CONVS
     residual = None if form == "regular" else getattr(block, "res_conv", None)
     return (
-        _not_plain("conv1", block.conv1, depthwise)
-        or _not_plain("norm", block.norm, (nn.GroupNorm,))
-        or _not_plain("conv2", block.conv2, _CONVS)
-        or _not_plain("act", block.act, (nn.GELU,))
-        or _not_plain("conv3", block.conv3, _CONVS)
-        or (residual is not None and _not_plain("res_conv", residual, depthwise))
+        ops.nn.why_not_plain("conv1", block.conv1, depthwise)
+        or ops.nn.why_not_plain("norm", block.norm, (nn.GroupNorm,))
+        or ops.nn.why_not_plain("conv2", block.conv2, _CONVS)
+        or ops.nn.why_not_plain("act", block.act, (nn.GELU,))
+        or ops.nn.why_not_plain("conv3", block.conv3, _CONVS)
+        or (residual is not None and ops.nn.why_not_plain("res_conv", residual, depthwise))
         or _other_geometry(block, form, residual)
         or None
     )
-
-
-def _not_plain(name: str, module: nn.Module, types: tuple[type, ...]) -> str | None:
-    """A subclass (parametrized, quantized, ...), a hook or an exchanged forward may do more than the type says."""
-    if type(module) not in types:
-        return f"{name} is a {type(module).__name__}"
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    if hooks or "forward" in module.__dict__:
-        return f"{name} has a hook or a forward of its own"
-    return None
 
 
 def _other_geometry(block: Any, form: str, residual: Any) -> str | None:

@@ -7,6 +7,7 @@ axes and not rotated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,11 @@ import torch
 import torch.nn.functional as F
 from nibabel import orientations
 
+from mednext.errors import InputError
 from mednext.scan import Scan
 
+MOST_RATIO = 100.0  # of the scan's spacing and the network's, either way: beyond it the header's unit is wrong
+MOST_VOXELS = 2**30  # of a resampled scan, 1024 an axis: 4 GiB a channel and a class
 RAS = np.array([[0, 1], [1, 1], [2, 1]], dtype=float)
 
 
@@ -45,17 +49,35 @@ def prepare(scan: Scan, spacing: Sequence[float]) -> tuple[torch.Tensor, torch.T
 
     Returns:
         The input [channels, *box], the value that background has in it [channels], and the way back.
+
+    Raises:
+        InputError: the scan's spacing has nothing to do with the network's, or it would have too many voxels there.
     """
     to_ras = orientations.io_orientation(scan.affine)
     ras = np.stack([orientations.apply_orientation(channel, to_ras) for channel in scan.channels])
     own_spacing = np.empty(3)
     own_spacing[to_ras[:, 0].astype(int)] = np.linalg.norm(scan.affine[:3, :3], axis=0)
     shape = tuple(max(1, round(n * own / to)) for n, own, to in zip(ras.shape[1:], own_spacing, spacing, strict=True))
+    facts = f"the scan has {_by(ras.shape[1:])} voxels of {_by(own_spacing)} mm"
+    if any(not 1 / MOST_RATIO <= own / to <= MOST_RATIO for own, to in zip(own_spacing, spacing, strict=True)):
+        raise InputError(
+            f"{facts}, but the model was trained on {_by(spacing)} mm; up to {MOST_RATIO:g} times as much or as little "
+            "was expected: mend the spacing or its unit (xyzt_units) in the scan's header."
+        )
+    if math.prod(shape) > MOST_VOXELS:
+        raise InputError(
+            f"{facts}; on the {_by(spacing)} mm that the model was trained on it would have {_by(shape)}, over "
+            f"{MOST_VOXELS:.0e}: cut the scan to what is to be segmented, or mend the spacing in its header."
+        )
     volume = resample(torch.from_numpy(np.ascontiguousarray(ras)), shape)
     box = bounding_box(volume.ne(0).any(0))
     volume, background = normalise(volume)
     inside = (slice(None), *box)
     return volume[inside], background, Grid(to_ras, ras.shape[1:], shape, box)
+
+
+def _by(numbers: Sequence[float] | np.ndarray) -> str:
+    return "x".join(f"{number:g}" for number in numbers)
 
 
 def resample(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -138,6 +138,7 @@ class MedNeXt(nn.Module):
 
         Raises:
             ValueError: an input of another rank or channel count, or of an extent that the strides do not divide.
+            TypeError: an input that is no tensor of floating-point numbers.
         """
         self._check(x)
         x = self.stem(x)
@@ -168,6 +169,9 @@ class MedNeXt(nn.Module):
     def _check(self, x: torch.Tensor) -> None:
         channels, axes = self.stem.in_channels, len(self.total_stride)
         layout = f"[N, {channels}, {'D, H, W' if axes == 3 else 'H, W'}]"
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+            raise TypeError(f"input must be a floating-point tensor {layout}, got {got}")
         if x.dim() != axes + 2 or x.shape[1] != channels:
             raise ValueError(f"input must be {layout}, got shape {list(x.shape)}")
         for extent, divisor in zip(x.shape[2:], self.total_stride, strict=True):
@@ -219,12 +223,23 @@ class DeepSupervisionSwitch:
 
 
 def _keep_frozen_heads(network: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Let a state dict without deep-supervision heads load strictly while nothing uses them: they keep their values."""
+    """Let a state dict without deep-supervision heads load strictly while nothing uses them: they keep their values.
+
+    Heads on the meta device have none to keep. With ``assign=True``, which puts the state dict's tensors in the place
+    of the parameters, they get random ones, on the stem's device, as a new network's.
+    """
     assert isinstance(network, MedNeXt)
-    if network._heads_are_frozen:
-        for level in range(1, LEVELS + 1):
-            for name, parameter in network.get_submodule(f"out_{level}").named_parameters(f"{prefix}out_{level}"):
-                state_dict.setdefault(name, parameter.detach())
+    if not network._heads_are_frozen:
+        return
+    stem = state_dict.get(f"{prefix}stem.weight")
+    for level in range(1, LEVELS + 1):
+        head: Any = network.get_submodule(f"out_{level}")
+        if head.conv_out.weight.is_meta and stem is not None:
+            conv, dim = head.conv_out, f"{len(network.total_stride)}d"
+            with stem.device:
+                head = OutBlock(conv.in_channels, conv.out_channels, dim).to(stem.dtype)
+        for name, parameter in head.named_parameters(f"{prefix}out_{level}"):
+            state_dict.setdefault(name, parameter.detach())
 
 
 def _per_stage(name: str, values: Sequence[int]) -> list[int]:

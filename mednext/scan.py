@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import zlib
@@ -13,9 +12,11 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from mednext.errors import InputError
+from mednext.atomic_file import PREFIX, replacing
+from mednext.errors import InputError, first_line
 
 SUFFIXES = (".nii", ".nii.gz")
+MILLIMETRES = {1: 1e3, 2: 1.0, 3: 1e-3}  # in the header's unit of length: metre, millimetre, micrometre
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Scan:
     """A scan as it lies on the disk: channels first, in the file's own orientation."""
 
     channels: np.ndarray  # [channels, X, Y, Z], float32
-    affine: np.ndarray  # [4, 4], voxel -> mm
-    image: nib.nifti1.Nifti1Pair | None = None  # the file's image, for the header of what is written
+    affine: np.ndarray  # [4, 4], voxel -> mm, whatever unit the file has
+    image: nib.nifti1.Nifti1Pair  # the file's image, for the header of what is written
 
 
 def read_scan(path: Path, in_channels: int = 1, volume: int | None = None, nan_to_zero: bool = False) -> Scan:
@@ -32,13 +33,11 @@ def read_scan(path: Path, in_channels: int = 1, volume: int | None = None, nan_t
 
     Raises:
         InputError: missing, corrupt or not NIfTI; not 3D, or 4D with several volumes and no choice among them; empty,
-            constant or with voxels that are no finite number.
+            constant or with voxels that are no finite number; without a usable affine.
     """
     image = _open(path)
+    affine = _affine_in_mm(image, path)
     channels = _as_channels(_voxels(image, path), path, in_channels, volume)
-    affine = image.affine
-    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise InputError(f"{path} has no usable affine, so its voxel size is unknown; mend its sform or qform.")
     bad = ~np.isfinite(channels)
     if bad.any():
         if not nan_to_zero:
@@ -63,10 +62,25 @@ def _open(path: Path) -> nib.nifti1.Nifti1Pair:
     try:
         image = nib.load(path)
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path} is not a NIfTI file that can be read ({_first_line(error)}).") from error
+        raise InputError(f"{path} is not a NIfTI file that can be read ({first_line(error)}).") from error
     if not isinstance(image, nib.nifti1.Nifti1Pair):  # Nifti1Image, Nifti2Image and .hdr/.img pairs derive from it
         raise InputError(f"{path} is a {type(image).__name__}; a NIfTI file (.nii, .nii.gz) was expected.")
     return image
+
+
+def _affine_in_mm(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:
+    """The affine in millimetres. A file without a known unit is taken to be in millimetres, as nearly all are."""
+    affine = image.affine
+    if affine is None or not np.isfinite(affine).all() or _is_flat(affine[:3, :3]):
+        raise InputError(f"{path} has no usable affine, so its voxel size is unknown; mend its sform or qform.")
+    factor = MILLIMETRES.get(int(image.header["xyzt_units"]) % 8, 1.0)
+    return np.diag([factor, factor, factor, 1.0]) @ affine
+
+
+def _is_flat(axes: np.ndarray) -> bool:
+    """Whether the three axes, whatever their lengths, do not span space."""
+    lengths = np.linalg.norm(axes, axis=0)
+    return lengths.min() == 0 or abs(np.linalg.det(axes / lengths)) < 1e-6
 
 
 def _voxels(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:
@@ -77,7 +91,7 @@ def _voxels(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:
     try:
         return np.asarray(image.dataobj, dtype=np.float32)
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path} is damaged: its voxels cannot be read ({_first_line(error)}).") from error
+        raise InputError(f"{path} is damaged: its voxels cannot be read ({first_line(error)}).") from error
 
 
 def _as_channels(voxels: np.ndarray, path: Path, in_channels: int, volume: int | None) -> np.ndarray:
@@ -103,11 +117,6 @@ def _as_channels(voxels: np.ndarray, path: Path, in_channels: int, volume: int |
     return np.ascontiguousarray(np.moveaxis(volumes, 3, 0))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def check_output(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
     """Raises InputError where `write_scan` could not write `path`; writes nothing."""
     if not path.name.endswith(SUFFIXES):
@@ -121,40 +130,21 @@ def check_output(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; pass --overwrite to replace it.")
     try:
-        descriptor, probe = tempfile.mkstemp(dir=path.parent, prefix=".mednext-")
+        descriptor, probe = tempfile.mkstemp(dir=path.parent, prefix=PREFIX)
     except OSError as error:
         raise InputError(f"the folder {path.parent} cannot be written to ({error.strerror}).") from error
     os.close(descriptor)
     os.unlink(probe)
 
 
-def write_scan(path: Path, voxels: np.ndarray, affine: np.ndarray, like: nib.nifti1.Nifti1Pair | None = None) -> None:
-    """Writes `voxels` with `affine` to `path` in one go: a reader sees the old file or the new one, never a part.
+def write_scan(path: Path, voxels: np.ndarray, like: nib.nifti1.Nifti1Pair) -> None:
+    """Writes `voxels` to `path`, whole or not at all.
 
-    The header (sform, qform, their codes, units) is that of `like`, the scan that the voxels belong to.
+    Version and header (sform, qform, their codes, units) are those of `like`, the scan that the voxels belong to.
     """
-    two = like is not None and isinstance(like, nib.nifti2.Nifti2Pair)
+    two = isinstance(like.header, nib.nifti2.Nifti2Header)  # of images no class holds both Nifti2Image and Nifti2Pair
     kind = nib.nifti2.Nifti2Image if two else nib.nifti1.Nifti1Image
-    header = None if like is None else like.header.copy()
-    image = kind(voxels, affine, header, dtype=voxels.dtype)
+    image = kind(voxels, like.affine, like.header.copy(), dtype=voxels.dtype)
     image.header["cal_min"] = image.header["cal_max"] = 0  # the display window of the scan is none for its labels
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=".mednext-", suffix=suffix)
-    os.close(descriptor)
-    try:
+    with replacing(path) as part:
         nib.save(image, part)
-        publish(Path(part), path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
-        raise
-
-
-def publish(part: Path, path: Path) -> None:
-    """Moves the finished file `part` to `path` so that a power cut leaves one or the other."""
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(part, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
-    os.replace(part, path)

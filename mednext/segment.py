@@ -15,10 +15,10 @@ from torch import nn
 
 from mednext.errors import InputError
 from mednext.grid import prepare
-from mednext.model_file import ModelCard, load_model
+from mednext.model_file import STRIDE, ModelCard, load_model
 from mednext.scan import Scan, check_output, read_scan, write_scan
 
-STRIDE = 16  # four halvings: the extent of a window must be a multiple
+WIDEST_WINDOW = 512  # voxels an axis: beyond it a network has no memory on any machine
 
 Advance = Callable[[int, int], None]  # windows done, windows in all
 
@@ -56,19 +56,34 @@ def segment(request: Request, advance: Advance | None = None) -> dict[str, int]:
         check_output(request.probabilities, request.overwrite, (*inputs, request.output))
     network, card = load_model(request.model)
     scan = read_scan(request.scan, card.network["in_channels"], request.volume, request.nan_to_zero)
-    probabilities = predict(network.to(device), card, scan, request.overlap, request.patch, advance)
+    try:
+        probabilities = predict(network.to(device), card, scan, request.overlap, request.patch, advance)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        raise InputError(
+            f"the memory of {device} does not suffice for {request.scan}; pass a smaller --patch, another --device, or "
+            "a scan that is cut to what is to be segmented."
+        ) from error
     classes = probabilities.argmax(0).astype(np.uint8)
-    write_scan(request.output, classes, scan.affine, scan.image)
+    write_scan(request.output, classes, scan.image)
     if request.probabilities is not None:
-        write_scan(request.probabilities, np.moveaxis(probabilities, 0, 3), scan.affine, scan.image)
+        write_scan(request.probabilities, np.moveaxis(probabilities, 0, 3), scan.image)
     return {name: int((classes == label).sum()) for label, name in enumerate(card.labels)}
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """NumPy, CUDA's allocator and the CPU's each have their own way to say it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def check_options(overlap: float, patch: Sequence[int] | None) -> None:
     if not 0 <= overlap < 1:
         raise InputError(f"--overlap is {overlap:g}; a fraction of the window from 0 to below 1 was expected.")
-    if patch is not None and any(n < STRIDE or n % STRIDE for n in patch):
-        raise InputError(f"--patch is {'x'.join(map(str, patch))}; multiples of {STRIDE} voxels were expected.")
+    if patch is not None and any(not STRIDE <= n <= WIDEST_WINDOW or n % STRIDE for n in patch):
+        raise InputError(
+            f"--patch is {'x'.join(map(str, patch))}; multiples of {STRIDE} voxels up to {WIDEST_WINDOW} were expected."
+        )
 
 
 def choose_device(name: str) -> torch.device:

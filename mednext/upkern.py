@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mednext.arguments import must_be_module
+from mednext.meta import must_hold_values
+
 __all__ = ["upkern"]
 
 _COPIED = ("bias", "norm", "dummy")  # the official run/load_weights.py copies any key with one of these in it
@@ -27,12 +30,16 @@ def upkern(small: nn.Module, large: nn.Module) -> nn.Module:
         ``large``.
 
     Raises:
-        ValueError: the networks differ in more than their kernels, or a kernel would shrink; nothing is changed then.
+        ValueError: the networks differ in more than their kernels, a kernel would shrink, or one of the networks is on
+            the meta device; nothing is changed then.
+        TypeError: one of them is no network.
 
     Example:
         >>> k5 = upkern(k3, create_mednext("S", 1, 3, kernel_size=5))
         >>> k7 = upkern(k5, create_mednext("S", 1, 3, kernel_size=7))
     """
+    must_be_module("small", small)
+    must_be_module("large", large)
     source, target = small.state_dict(), large.state_dict()
     faults = [
         f"{key}: only in {'small' if key in source else 'large'}" for key in sorted(source.keys() ^ target.keys())
@@ -47,6 +54,8 @@ def upkern(small: nn.Module, large: nn.Module) -> nn.Module:
         raise ValueError(
             "small and large must be the same network but for kernels that are equal or larger in large:\n  " + listed
         )
+    must_hold_values("small", source)
+    must_hold_values("large", target)
     large.load_state_dict({key: _resampled(source[key], weight.shape) for key, weight in target.items()})
     return large
 

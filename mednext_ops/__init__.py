@@ -1,6 +1,11 @@
 """Fused operators for large-kernel 3D ConvNeXts: depthwise convolution, GroupNorm, GELU, inverted bottleneck.
 
 Importing this does not initialise CUDA. ``python -m mednext_ops.info`` says what runs on this machine and why.
+
+The operators work under autocast, ``torch.compile(fullgraph=True)``, ``torch.export``, DistributedDataParallel and
+activation checkpointing. They do not work under ``torch.jit.trace`` and ``torch.jit.script`` (use ``torch.export``),
+the gradient transforms of ``torch.func``, which raise, and forward-mode differentiation (``torch.func.jvp``,
+``torch.autograd.forward_ad``), which PyTorch drops without a word for operators that Python defines.
 """
 
 from mednext_ops import nn

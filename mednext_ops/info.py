@@ -63,6 +63,7 @@ def collect() -> dict[str, Any]:
         },
         "backends": {name: _backend_problem(name) for name in backends.backend_names()},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "forced": _forced(),
     }
 
 
@@ -98,6 +99,22 @@ def _backend_problem(name: str) -> str | None:
         return f"it fails to start: {type(error).__name__}: {error}"
 
 
+def _forced() -> dict[str, str | None] | None:
+    """The backends that the environment forces and what is wrong with them; None where it leaves the choice open."""
+    value = os.environ.get(backends.ENVIRONMENT_VARIABLE, "").strip()
+    if value in ("", "auto"):
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    unknown = [name for name in names if name not in backends.backend_names()]
+    if unknown or not names:
+        known = ", ".join(backends.backend_names())
+        return {"value": value, "problem": f"{unknown[0] if names else value!r} is no backend; there are {known}"}
+    missing = [name for name in names if _backend_problem(name) is not None]
+    if len(missing) == len(names):
+        return {"value": value, "problem": f"{', '.join(missing)} does not run here (see backends)"}
+    return {"value": value, "problem": None}
+
+
 def describe(facts: dict[str, Any]) -> str:
     """The facts of :func:`collect` as text."""
     lines = [f"mednext-ops {facts['versions']['mednext-ops'] or '(not installed)'}"]
@@ -128,8 +145,14 @@ def describe(facts: dict[str, Any]) -> str:
         "backends",
         {name: "available" if why is None else f"not available: {why}" for name, why in facts["backends"].items()},
     )
-    if facts["environment"]:
-        lines += _section("environment", facts["environment"])
+    environment = dict(facts["environment"])
+    if facts["forced"] and facts["forced"]["problem"]:
+        environment[backends.ENVIRONMENT_VARIABLE] = _with_mend(
+            f"{facts['forced']['value']}: every op will fail, since {facts['forced']['problem']}",
+            "unset it, or set it to a backend that is available",
+        )
+    if environment:
+        lines += _section("environment", environment)
     return "\n".join(lines)
 
 

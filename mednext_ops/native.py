@@ -48,6 +48,7 @@ MINIMUM_TORCH = (2, 10)
 #: How to build anew: pip keeps the wheel that it built when something was missing.
 REINSTALL = "install mednext-ops again with pip install --force-reinstall --no-deps --no-cache-dir"
 
+_NORM = "Tensor input, Tensor mean, Tensor rstd, Tensor weight, Tensor bias"
 _GEOMETRY = "int[3] stride, int[3] padding, int[3] dilation, int[3] output_padding, bool transposed"
 #: A gradient that may not be written out yet (backends.problem.GroupNormGradient): the last four are given, or None.
 _GRADIENT = "Tensor grad_output, Tensor? output, Tensor? scale, Tensor? slope, Tensor? offset"
@@ -64,6 +65,9 @@ _BOTTLENECK_GRADIENTS = (
 
 SCHEMAS = (
     "group_norm_statistics(Tensor input, int num_groups, float eps) -> (Tensor mean, Tensor rstd)",
+    f"group_norm({_NORM}, bool gelu) -> Tensor",
+    f"group_norm_backward(Tensor grad_output, {_NORM}, bool gelu) "
+    "-> (Tensor grad, Tensor grad_sum, Tensor grad_dot_normalized)",
     f"depthwise_conv3d(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor",
     f"depthwise_conv3d_statistics(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, int num_groups, float eps) "
     "-> (Tensor output, Tensor mean, Tensor rstd)",

@@ -11,10 +11,23 @@ from mednext_ops.ops.arguments import check_group_count, triple
 from mednext_ops.ops.depthwise_conv3d import depthwise_conv3d
 from mednext_ops.ops.depthwise_conv3d_group_norm import depthwise_conv3d_group_norm
 from mednext_ops.ops.depthwise_conv_transpose3d import depthwise_conv_transpose3d
+from mednext_ops.plain import note_composed, why_not_plain
 
-__all__ = ["DepthwiseConv3d", "DepthwiseConvNormAct3d", "DepthwiseConvTranspose3d"]
+__all__ = [
+    "DepthwiseConv3d",
+    "DepthwiseConvNormAct3d",
+    "DepthwiseConvTranspose3d",
+    "note_composed",
+    "why_not_plain",
+]
 
 Extent = int | Sequence[int]
+
+
+def _positive(channels: int) -> int:
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"channels must be a positive int, got {channels!r}")
+    return channels
 
 
 class DepthwiseConv3d(torch.nn.Conv3d):
@@ -39,6 +52,7 @@ class DepthwiseConv3d(torch.nn.Conv3d):
         stride: Extent = 1,
         padding: Extent | str = 0,
         dilation: Extent = 1,
+        *,
         bias: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -52,7 +66,7 @@ class DepthwiseConv3d(torch.nn.Conv3d):
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"kernel_size must be odd on every axis, got {kernel_size!r}")
         super().__init__(
-            channels,
+            _positive(channels),
             channels,
             kernel,
             strides,
@@ -85,6 +99,7 @@ class DepthwiseConvTranspose3d(torch.nn.ConvTranspose3d):
         stride: Extent = 1,
         padding: Extent = 0,
         output_padding: Extent = 0,
+        *,
         bias: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -93,7 +108,7 @@ class DepthwiseConvTranspose3d(torch.nn.ConvTranspose3d):
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"kernel_size must be odd on every axis, got {kernel_size!r}")
         super().__init__(
-            channels,
+            _positive(channels),
             channels,
             kernel,
             triple("stride", stride, 1),
@@ -117,6 +132,9 @@ class DepthwiseConvTranspose3d(torch.nn.ConvTranspose3d):
 class DepthwiseConvNormAct3d(torch.nn.Module):
     """Depthwise convolution, GroupNorm and GELU as one op; the parameters lie in ``conv`` and ``norm``.
 
+    Where one of the two is hooked, pruned, parametrized or exchanged, they run one after the other, and the log says
+    so (``logging.getLogger("mednext_ops")``, INFO).
+
     Args:
         channels: C, of the input and the output.
         kernel_size: odd, an int or three (D, H, W).
@@ -133,6 +151,7 @@ class DepthwiseConvNormAct3d(torch.nn.Module):
         kernel_size: Extent,
         stride: Extent = 1,
         padding: Extent | None = None,
+        *,
         num_groups: int | None = None,
         eps: float = 1e-5,
         activation: str | None = "gelu",
@@ -145,12 +164,16 @@ class DepthwiseConvNormAct3d(torch.nn.Module):
             padding = [k // 2 for k in triple("kernel_size", kernel_size, 1)]
         if activation not in (None, "gelu"):
             raise ValueError(f"activation must be None or 'gelu', got {activation!r}")
-        self.conv = DepthwiseConv3d(channels, kernel_size, stride, padding, 1, bias, device, dtype)
+        self.conv = DepthwiseConv3d(channels, kernel_size, stride, padding, bias=bias, device=device, dtype=dtype)
         groups = check_group_count(num_groups, channels)
         self.norm = torch.nn.GroupNorm(groups, channels, eps, device=device, dtype=dtype)
         self.activation = activation
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        reason = self._why_not_fusable()
+        if reason is not None:
+            note_composed(self, reason)
+            return self._composed(input)
         return depthwise_conv3d_group_norm(
             input,
             self.conv.weight,
@@ -163,6 +186,23 @@ class DepthwiseConvNormAct3d(torch.nn.Module):
             eps=self.norm.eps,
             activation=self.activation,
         )
+
+    def _why_not_fusable(self) -> str | None:
+        reason = why_not_plain("conv", self.conv, (DepthwiseConv3d,)) or why_not_plain(
+            "norm", self.norm, (torch.nn.GroupNorm,)
+        )
+        if reason is None and max(self.conv.dilation) > 1:
+            return f"conv has dilation {self.conv.dilation}"
+        if reason is None and not self.norm.affine:
+            return "norm has no affine parameters"
+        return reason
+
+    def _composed(self, input: torch.Tensor) -> torch.Tensor:
+        convolved = self.conv(input)
+        output = self.norm(convolved)
+        if self.activation is not None:
+            output = torch.nn.functional.gelu(output)
+        return output.to(convolved.dtype)  # autocast computes norms in float32
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"

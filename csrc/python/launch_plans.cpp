@@ -108,6 +108,21 @@ py::dict weight_gradient(const std::string& dtype, bool channels_last, std::int6
         case WeightGradientCore::general:
             result["core"] = "general";
             break;
+        case WeightGradientCore::banded: {
+            const WeightGradientTile& tile = plan.banded;
+            const int k = static_cast<int>(kernel[1]);
+            result["core"] = "banded";
+            result["fill"] = name_of(tile.fill);
+            result["threads"] = 32 * tile.warps();
+            result["patches_a_warp"] = tile.patches;
+            result["blocks"] = batch * channels * tile.tiles();
+            result["tile"] = Three{tile.depth, tile.rows(k), tile.columns()};
+            result["tiles"] = Three{tile.tiles_d, tile.tiles_h, tile.tiles_w};
+            result["stages"] = tile.stages;
+            result["ring_bytes"] = tile.large_planes(k, affine && large_is_gradient).bytes() +
+                                   tile.small_planes(k, affine && !large_is_gradient).bytes();
+            break;
+        }
     }
     return result;
 }

@@ -23,7 +23,16 @@ class Brain:
 
     scan: np.ndarray  # float32, skull-stripped: 0 outside the brain
     truth: np.ndarray  # uint8: 0 background and cerebrospinal fluid, 1 grey matter, 2 white matter
-    affine: np.ndarray
+    affine: np.ndarray  # voxel -> mm
+
+    @property
+    def image(self) -> Nifti1Image:
+        """The scan as a NIfTI image, in the header of which stands what space it is in."""
+        image = Nifti1Image(self.scan, self.affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(self.affine, code="mni")
+        image.set_qform(self.affine, code="mni")
+        return image
 
     def millimetres(self, axis: int) -> np.ndarray:
         """Where the voxels' centres lie along an axis."""

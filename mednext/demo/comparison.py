@@ -19,7 +19,7 @@ from mednext.demo.training import ADAM_EPS, WEIGHT_DECAY, train_step, training_l
 from mednext.segment import full_resolution
 
 TOLERANCE = {"cpu": 1e-4, "cuda": 5e-2}  # of the logits' largest value; a GPU computes in bfloat16
-MEMORY_PATCH = 64  # voxels an edge: on a CPU, enough for the activations to stand out of the process
+MEMORY_PATCH = 48  # voxels an edge: on a CPU, enough for the activations to stand out of the process
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from mednext.atomic_file import replacing
 from mednext.demo.brain import FRONT, Brain
 from mednext.demo.settings import CLASSES
 from mednext.demo.training import Curves
@@ -137,7 +138,6 @@ def _smooth(values: list[float], window: int = 15) -> np.ndarray:
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, dpi=120, format="png")
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120, format="png")
     plt.close(figure)
-    part.replace(path)

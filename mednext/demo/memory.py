@@ -36,11 +36,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Memory:
-    """What was measured, in bytes."""
+    """What was measured."""
 
-    peak: int  # the process's resident set, or the GPU allocator's
-    increase: int  # of it, what the steps added to the process with the network in place
-    saved_for_backward: int  # what autograd keeps between forward and backward
+    peak_bytes: int  # the process's resident set, or the GPU allocator's
+    increase_bytes: int  # of it, what the steps added to the process with the network in place
+    saved_for_backward_bytes: int  # what autograd keeps between forward and backward
 
 
 def measure(request: Request) -> Memory:

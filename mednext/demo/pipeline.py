@@ -36,24 +36,27 @@ from mednext.scan import Scan, write_scan
 from mednext.segment import predict
 
 
-def run(folder: Folder, settings: Settings, console: Console) -> dict[str, Any]:
-    """Runs what is not done yet of the demo in `folder`; returns what report.json holds."""
+def run(folder: Folder, settings: Settings, console: Console, resume: bool = False) -> dict[str, Any]:
+    """Runs the demo in `folder`, with `resume` what is not done yet of it; returns what report.json holds."""
     start = time.perf_counter()
-    backends = BackendsUsed()
     brain = data.load(settings.resolution)
     console.print(f"T1 scan {'x'.join(map(str, brain.scan.shape))} at {settings.resolution} mm, from nilearn's package")
-    with _progress(console) as progress:
+    with BackendsUsed() as backends, _progress(console) as progress:
         demo = Demo(folder, settings, brain, progress)
+        if resume:
+            folder.tidy()
+        else:
+            folder.begin(settings)
         trained = demo.train()
         results, segmentation = demo.segment(trained)
         comparisons = demo.compare(trained)
-    seconds = time.perf_counter() - start
     trained_on = f"trained on the left hemisphere behind y = {data.FRONT:.0f} mm; the right one is held out"
     best = network_names(settings)[1]
     figures.draw_slices(folder.slices, brain, segmentation, f"{best} MedNeXt, {trained_on}")
     curves = {name: trainer.curves for name, trainer in trained.items()}
     figures.draw_curves(folder.curves, curves, settings.steps, f"MedNeXt {trained_on}")
-    write_scan(folder.segmentation, segmentation, brain.affine)
+    write_scan(folder.segmentation, segmentation, brain.image)
+    seconds = time.perf_counter() - start + sum(trainer.seconds_before for trainer in trained.values())
     content = {
         "networks": results,
         "comparison": {name: comparison.as_dict() for name, comparison in comparisons.items()},
@@ -99,15 +102,11 @@ class Demo:
             if name == upkerned:
                 upkern(trained[small].network, network)
             epochs = self.settings.epochs if name == small else self.settings.large_epochs
-            trainer = Trainer(network, self.settings, epochs, self.folder.state(name))
+            trainer = Trainer(name, network, self.settings, epochs, self.folder.state(name))
             trainer.resume()
             self._train(name, trainer)
             save_model(self.folder.model(name), self.card(name), network)
-            loss, dice = trainer.curves.loss[-1], trainer.curves.held_out_dice[-1]
-            scores = ", ".join(f"{label} {value:.3f}" for label, value in zip(CLASSES[1:], dice, strict=True))
-            self.progress.console.print(
-                f"{name} trained: loss {loss:.3f}; Dice on held-out patches: {scores}", soft_wrap=True
-            )
+            self.progress.console.print(f"{name} trained: {_standing(trainer)}", soft_wrap=True)
             trained[name] = trainer
         return trained
 
@@ -122,13 +121,21 @@ class Demo:
                 note += " Dice " + " ".join(f"{dice:.2f}" for dice in trainer.curves.held_out_dice[-1])
             self.progress.update(task, advance=1, note=note)
 
-        trainer.train(self.patches, self.held_out.score, advance)
+        def epoch_ended() -> None:
+            console = self.progress.console
+            if not console.is_terminal:  # a log, where no bar moves
+                done = f"epoch {trainer.epochs_done} of {trainer.epochs}"
+                seconds = trainer.curves.epoch_seconds[-1]
+                console.print(f"{name} {done}, {seconds:.1f} s: {_standing(trainer)}", soft_wrap=True)
+
+        trainer.train(self.patches, self.held_out.score, advance, epoch_ended)
 
     def segment(self, trained: dict[str, Trainer]) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
         """Each network's Dice over the whole volume's sliding window, and the UpKern network's labels."""
-        scan = Scan(self.brain.scan[None], self.brain.affine)
+        scan = Scan(self.brain.scan[None], self.brain.affine, self.brain.image)
         regions = {"held_out": self.brain.held_out, "held_out_front": self.brain.held_out_front}
         results, segmentations = {}, {}
+        names = network_names(self.settings)
         for name, trainer in trained.items():
             task = self.progress.add_task(f"segment {name}", total=None, note="")
 
@@ -144,11 +151,12 @@ class Demo:
                 "kernel_size": self.kernels[name],
                 "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
                 "steps": len(trainer.curves.loss),
+                "steps_before_upkern": len(trained[names[0]].curves.loss) if name == names[1] else 0,
                 "dice": {region: dice_by_class(labels, self.brain.truth, mask) for region, mask in regions.items()},
                 "train_step_seconds": float(np.median(trainer.curves.seconds)),
                 "segment_seconds": time.perf_counter() - start,
             }
-        return results, segmentations[network_names(self.settings)[1]]
+        return results, segmentations[names[1]]
 
     def compare(self, trained: dict[str, Trainer]) -> dict[str, Comparison]:
         """Ours against plain PyTorch, at both kernel sizes."""
@@ -167,14 +175,23 @@ class Demo:
 
 
 class BackendsUsed(logging.Handler):
-    """Hears from mednext_ops' debug log which backends run its operators, from now on."""
+    """Hears from mednext_ops' debug log which backends run its operators while the context is open."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self._names: set[str] = set()
-        logger = logging.getLogger("mednext_ops")
-        logger.setLevel(logging.DEBUG)
-        logger.addHandler(self)
+        self._logger = logging.getLogger("mednext_ops")
+        self._level = self._logger.level
+
+    def __enter__(self) -> BackendsUsed:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.DEBUG)
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
 
     def emit(self, record: logging.LogRecord) -> None:
         if match := re.search(r": backend (\w+)", record.getMessage()):
@@ -182,6 +199,12 @@ class BackendsUsed(logging.Handler):
 
     def names(self) -> list[str]:
         return sorted(self._names)
+
+
+def _standing(trainer: Trainer) -> str:
+    scores = zip(CLASSES[1:], trainer.curves.held_out_dice[-1], strict=True)
+    dice = ", ".join(f"{label} {value:.3f}" for label, value in scores)
+    return f"loss {trainer.curves.loss[-1]:.3f}; Dice on held-out patches: {dice}"
 
 
 def _progress(console: Console) -> Progress:

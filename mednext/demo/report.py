@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mednext_ops
+from mednext.atomic_file import replacing
 from mednext.demo.brain import FRONT
 from mednext.demo.comparison import Comparison
 from mednext.demo.settings import CLASSES, Settings
@@ -25,7 +26,9 @@ NOTES = [
     f"Training saw the left hemisphere behind y = {FRONT:.0f} mm, without left-right flips. So 'held_out' has anatomy "
     "that training saw mirrored, and 'held_out_front' (before that plane) anatomy that it did not see at all.",
     "One scan, an average of 152 brains: the Dice shows that training works, not how well the network generalises.",
-    "The large network from UpKern had the small one's steps before its own; the one from scratch only its own.",
+    "The large network from UpKern had the small one's steps before its own (steps_before_upkern); the one from "
+    "scratch only its own.",
+    "'seconds' counts the finished epochs of every invocation and everything else of the last one.",
 ]
 PACKAGES = ("mednext-ops", "torch", "monai", "nilearn", "nibabel", "numpy")
 
@@ -63,9 +66,8 @@ def processor() -> str:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Writes the report whole or not at all; NaN, which JSON lacks, becomes null."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -79,7 +81,7 @@ def _plain(value: Any) -> Any:
 def show(
     console: Console, networks: dict[str, dict[str, Any]], comparisons: dict[str, Comparison], backends: list[str]
 ) -> None:
-    """The closing tables. `backends` are those that ran our operators."""
+    """The closing tables. `backends` are those that ran our operators; a comparison's sizes are the same for all."""
     table = Table(title="Dice on the held-out (right) hemisphere; in brackets its front, unseen even mirrored")
     table.add_column("network")
     table.add_column("steps", justify="right")
@@ -87,17 +89,19 @@ def show(
         table.add_column(name, justify="right")
     for name, result in networks.items():
         whole, front = result["dice"]["held_out"], result["dice"]["held_out_front"]
-        table.add_row(name, str(result["steps"]), *(f"{whole[c]:.3f} ({front[c]:.3f})" for c in CLASSES[1:]))
+        before = f"{result['steps_before_upkern']} + " if result["steps_before_upkern"] else ""
+        table.add_row(name, f"{before}{result['steps']}", *(f"{whole[c]:.3f} ({front[c]:.3f})" for c in CLASSES[1:]))
     console.print(table)
-    table = Table(title=f"one training step: mednext ({' + '.join(backends)} backend) against plain PyTorch")
+    sizes = next(iter(comparisons.values()))
+    table = Table(
+        title=f"one training step: mednext ({' + '.join(backends)} backend) against plain PyTorch; time with batch "
+        f"{sizes.batch} of {sizes.patch}^3 voxels, memory with {sizes.memory_batch} of {sizes.memory_patch}^3"
+    )
     for column in ("network", "a step", "peak memory", "of it by steps", "saved for backward"):
         table.add_column(column, justify="left" if column == "network" else "right")
     for name, comparison in comparisons.items():
         for label, side in (("mednext", comparison.ours), ("PyTorch", comparison.plain)):
-            memory = side.memory
-            table.add_row(
-                f"{name} {label}",
-                f"{side.step_seconds * 1e3:.0f} ms",
-                *(f"{size / 2**20:.0f} MiB" for size in (memory.peak, memory.increase, memory.saved_for_backward)),
-            )
+            memory = (side.memory.peak_bytes, side.memory.increase_bytes, side.memory.saved_for_backward_bytes)
+            columns = (f"{count / 2**20:.0f} MiB" for count in memory)
+            table.add_row(f"{name} {label}", f"{side.step_seconds * 1e3:.0f} ms", *columns)
     console.print(table)

@@ -37,12 +37,14 @@ class Curves:
     dice: list[list[float]] = field(default_factory=list)  # a list of classes a step, of the training patches
     held_out_dice: list[list[float]] = field(default_factory=list)  # an epoch, of fixed patches
     seconds: list[float] = field(default_factory=list)
+    epoch_seconds: list[float] = field(default_factory=list)  # with the scoring
 
 
 class Trainer:
     """One network's training. `epochs_done` says how far it is; `train` goes on from there."""
 
-    def __init__(self, network: nn.Module, settings: Settings, epochs: int, state: Path) -> None:
+    def __init__(self, name: str, network: nn.Module, settings: Settings, epochs: int, state: Path) -> None:
+        self.name = name
         self.device = torch.device(settings.device)
         self.network = network.to(self.device)
         self.settings, self.epochs, self.state = settings, epochs, state
@@ -52,6 +54,7 @@ class Trainer:
         self.loss = training_loss()
         self.curves = Curves()
         self.epochs_done = 0
+        self.seconds_before = 0.0  # of the epochs that an earlier invocation finished
 
     def resume(self) -> None:
         """Takes up what the last finished epoch left, if there is one."""
@@ -63,21 +66,32 @@ class Trainer:
             self.optimizer.load_state_dict(kept["optimizer"])
             self.curves = Curves(**kept["curves"])
             self.epochs_done = kept["epochs_done"]
+            self.seconds_before = sum(self.curves.epoch_seconds)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.state} cannot be read, so this run cannot go on; pass --overwrite.") from error
 
     def train(
-        self, patches: Patches, held_out: Callable[[nn.Module], list[float]], advance: Callable[[], None]
+        self,
+        patches: Patches,
+        held_out: Callable[[nn.Module], list[float]],
+        advance: Callable[[], None],
+        epoch_ended: Callable[[], None],
     ) -> None:
-        """The epochs that are not done yet. `held_out` scores the network after each; `advance` hears of each step."""
+        """The epochs that are not done yet. `held_out` scores the network after each.
+
+        `advance` hears of each step, `epoch_ended` of each epoch once it is on the disk.
+        """
         while self.epochs_done < self.epochs:
+            start = time.perf_counter()
             first = self.epochs_done * self.settings.steps
             for step in range(first, first + self.settings.steps):
                 self._step(step, *patches.draw(step))
                 advance()
             self.curves.held_out_dice.append(held_out(self.network))
+            self.curves.epoch_seconds.append(time.perf_counter() - start)
             self.epochs_done += 1
             self._keep()
+            epoch_ended()
 
     def _step(self, step: int, scan: torch.Tensor, truth: torch.Tensor) -> None:
         start = time.perf_counter()
@@ -86,7 +100,11 @@ class Trainer:
             group["lr"] = self.settings.learning_rate * (1 - done) ** POLY_POWER
         loss, logits = train_step(self.network, self.optimizer, self.loss, scan.to(self.device), truth.to(self.device))
         if not torch.isfinite(loss):
-            raise InputError(f"the loss is {loss.item()} at step {step}: lower --learning-rate (and see --resume).")
+            rate = self.settings.learning_rate
+            raise InputError(
+                f"the loss of {self.name} is {loss.item()} at step {step}, so the weights are lost; start anew with "
+                f"--overwrite and a --learning-rate below {rate:g}, such as {rate / 3:.1g}."
+            )
         labels = logits.argmax(1, keepdim=True).cpu()
         self.curves.loss.append(loss.item())
         self.curves.dice.append([dice(labels, truth, label) for label in range(1, len(CLASSES))])

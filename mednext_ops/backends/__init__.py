@@ -126,7 +126,7 @@ def choose(problem: Problem) -> Any:
     Raises:
         RuntimeError: the backends were forced, and none of them takes it.
     """
-    module, declined = _first_taker(problem, _preference())
+    module, declined = _choice(problem)
     if module is None:
         raise RuntimeError(f"no backend takes {problem}; tried {declined}")
     return module
@@ -134,7 +134,24 @@ def choose(problem: Problem) -> Any:
 
 def choose_fused(problem: Problem) -> Any | None:
     """The backend module that runs a fused form, or None where its parts must be run one by one."""
-    return _first_taker(problem, _preference())[0]
+    return _choice(problem)[0]
+
+
+def _choice(problem: Problem) -> tuple[Any | None, str]:
+    forced = _preference()
+    module, declined = _first_taker(problem, forced)
+    if not logger.isEnabledFor(logging.DEBUG):
+        _logged.clear()
+    elif (event := (problem, forced, *logger.handlers)) not in _logged:
+        _logged.add(event)
+        choice = "no backend" if module is None else f"backend {module.NAME}"
+        logger.debug("%s: %s%s", problem, choice, f" ({declined})" if declined else "")
+    return module, declined
+
+
+#: What the debug log has told since it was switched on, to these handlers: each problem once, and anew to who comes
+#: later. Not in the cached function, which would tell it to nobody if the log was off at the first call.
+_logged: set[tuple[Any, ...]] = set()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -145,10 +162,8 @@ def _first_taker(problem: Problem, forced: tuple[str, ...] | None) -> tuple[Any 
         module = _module(name)
         reason = module.unavailable() or module.supports(problem)
         if reason is None:
-            logger.debug("%s: backend %s%s", problem, name, f" ({declined})" if declined else "")
             return module, declined
         declined += f"{'; ' if declined else ''}{name}: {reason}"
-    logger.debug("%s: no backend (%s)", problem, declined)
     return None, declined
 
 

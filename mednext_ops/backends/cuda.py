@@ -14,6 +14,8 @@ __all__ = [
     "depthwise_conv3d",
     "depthwise_conv3d_backward",
     "depthwise_conv3d_statistics",
+    "group_norm",
+    "group_norm_backward",
     "group_norm_statistics",
     "inverted_bottleneck",
     "inverted_bottleneck_backward",
@@ -53,6 +55,8 @@ class _Cuda(CudaKernels):
 
 _kernels = _Cuda("cuda", native.NAMESPACE, "cuda")
 supports = _kernels.declined
+group_norm = _kernels.group_norm
+group_norm_backward = _kernels.group_norm_backward
 group_norm_statistics = _kernels.group_norm_statistics
 depthwise_conv3d = _kernels.depthwise_conv3d
 depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics

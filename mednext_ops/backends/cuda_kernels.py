@@ -25,6 +25,8 @@ _OPS = frozenset(
         "depthwise_conv3d",
         "depthwise_conv3d_backward",
         "depthwise_conv3d_statistics",
+        "group_norm",
+        "group_norm_backward",
         "group_norm_statistics",
         "inverted_bottleneck",
         "inverted_bottleneck_backward",
@@ -93,6 +95,33 @@ class CudaKernels(ABC):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and 1 / sqrt(biased variance + eps) of each group: input [N, C, D, H, W] -> two float32 [N, G]."""
         return self._native.group_norm_statistics(input, num_groups, eps)
+
+    def group_norm(
+        self,
+        input: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        activation: str | None,
+    ) -> torch.Tensor:
+        """``activation(weight * (input - mean) * rstd + bias)``, computed in float32, in the input's dtype."""
+        return self._native.group_norm(input, mean, rstd, weight, bias, activation == "gelu")
+
+    def group_norm_backward(
+        self,
+        grad_output: torch.Tensor,
+        input: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        activation: str | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The gradient before the activation and its two sums, alone and times the normalised input, [N, C] each."""
+        gelu = activation == "gelu"
+        grad, *sums = self._native.group_norm_backward(grad_output, input, mean, rstd, weight, bias, gelu)
+        return (grad if gelu else grad_output), sums[0], sums[1]
 
     def depthwise_conv3d(
         self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry

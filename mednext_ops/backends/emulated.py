@@ -22,6 +22,8 @@ __all__ = [
     "depthwise_conv3d",
     "depthwise_conv3d_backward",
     "depthwise_conv3d_statistics",
+    "group_norm",
+    "group_norm_backward",
     "group_norm_statistics",
     "inverted_bottleneck",
     "inverted_bottleneck_backward",
@@ -101,6 +103,8 @@ class _Emulated(CudaKernels):
 
 _kernels = _Emulated("emulated", native.EMULATED_NAMESPACE, "cpu")
 supports = _kernels.declined
+group_norm = _kernels.group_norm
+group_norm_backward = _kernels.group_norm_backward
 group_norm_statistics = _kernels.group_norm_statistics
 depthwise_conv3d = _kernels.depthwise_conv3d
 depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics

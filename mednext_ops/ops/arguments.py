@@ -24,7 +24,7 @@ _AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu") if torch.
 
 def triple(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int, int]:
     """``value`` for each of D, H, W: an int stands for all three."""
-    values = (value,) * 3 if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * 3
     if len(values) != 3 or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
         raise ValueError(f"{name} must be an int or three ints (D, H, W), got {value!r}")
     if min(values) < minimum:
@@ -33,7 +33,11 @@ def triple(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, in
 
 
 def check_input(name: str, tensor: torch.Tensor) -> None:
-    """A floating-point [N, C, D, H, W] tensor."""
+    """A floating-point [N, C, D, H, W] tensor, outside of torch.jit.trace, where every size would be a tensor."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace cannot record the operators of mednext_ops; use torch.export.export or torch.compile"
+        )
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dim() != 5:

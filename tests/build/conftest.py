@@ -83,13 +83,15 @@ class Workshop:
         return wheel
 
     def fresh_environment(self, folder: Path) -> Path:
-        """A new virtual environment that sees this one's packages, last; returns its python."""
+        """A new virtual environment that sees this one's packages, but for ours; returns its python."""
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         python = folder / "bin" / "python"
         ask = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
         packages = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
-        # A path file adds the folder, but not what is installed there as editable.
-        Path(packages, "packages_of_the_test_environment.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        # Links: a path file that named the folder would let an installed copy of ours come before an editable one.
+        for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+            if "mednext" not in entry.name and entry.suffix != ".pth" and not Path(packages, entry.name).exists():
+                Path(packages, entry.name).symlink_to(entry)
         return python
 
     def install(self, python: Path, *what: str | Path, **environment: str) -> None:

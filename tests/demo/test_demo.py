@@ -53,19 +53,38 @@ def test_the_report_holds_every_number(finished: Path) -> None:
     for result in content["networks"].values():
         assert result["steps"] == 6
         assert set(result["dice"]) == {"held_out", "held_out_front"}
+    assert [content["networks"][name]["steps_before_upkern"] for name in NETWORKS] == [0, 6, 0]
     for comparison in content["comparison"].values():
         assert comparison["logits_difference"] < 1e-4
         ours, plain = comparison["ours"]["memory"], comparison["plain"]["memory"]
-        assert 0 < ours["saved_for_backward"] < plain["saved_for_backward"]
-        assert 0 < ours["increase"] < ours["peak"] and 0 < plain["increase"] < plain["peak"]
+        assert 0 < ours["saved_for_backward_bytes"] < plain["saved_for_backward_bytes"]
+        assert all(0 < side["increase_bytes"] < side["peak_bytes"] for side in (ours, plain))
+        assert (comparison["batch"], comparison["patch"]) == (2, 16)
+        assert (comparison["memory_batch"], comparison["memory_patch"]) == (1, 48)
     assert content["settings"]["seed"] == 0 and content["machine"]["versions"]["torch"] == torch.__version__
     assert content["backends_used"]
     assert all(len(curve["loss"]) == 6 and len(curve["held_out_dice"]) == 2 for curve in content["curves"].values())
 
 
+def test_the_tables_say_what_was_measured(finished: Path) -> None:
+    said = (finished.parent / "ended").read_text()
+    assert "time with batch 2 of 16^3 voxels, memory with 1 of 48^3" in " ".join(said.split())
+    assert "6 + 6" in said
+
+
+def test_a_log_has_a_line_for_each_epoch(finished: Path) -> None:
+    lines = (finished.parent / "ended").read_text().splitlines()
+    for name in NETWORKS:
+        ended = [line for line in lines if line.startswith(f"{name} epoch ")]
+        assert [line[: line.index(",")] for line in ended] == [f"{name} epoch {epoch} of 2" for epoch in (1, 2)]
+        assert all("loss " in line and "grey matter 0." in line for line in ended)
+
+
 def test_the_segmentation_lies_on_the_scan(finished: Path) -> None:
     image, brain = nib.load(finished / "segmentation.nii.gz"), data.load(4)
     assert np.array_equal(image.affine, brain.affine) and image.shape == brain.scan.shape
+    assert np.array_equal(image.get_qform(), brain.affine) and image.header.get_xyzt_units()[0] == "mm"
+    assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 4  # MNI152 space
     assert np.issubdtype(image.get_data_dtype(), np.integer) and set(np.unique(image.dataobj)) <= {0, 1, 2}
 
 
@@ -128,5 +147,7 @@ def test_a_killed_run_resumes_to_the_same_end(finished: Path, tmp_path: Path) ->
         for curve in ("loss", "dice", "held_out_dice"):
             assert report(output)["curves"][name][curve] == report(finished)["curves"][name][curve]
         assert report(output)["networks"][name]["dice"] == report(finished)["networks"][name]["dice"]
+    trained = sum(sum(report(output)["curves"][name]["epoch_seconds"]) for name in NETWORKS)
+    assert report(output)["seconds"] > trained  # what the earlier invocations took counts
     assert (np.asarray(nib.load(output / "segmentation.nii.gz").dataobj)
             == np.asarray(nib.load(finished / "segmentation.nii.gz").dataobj)).all()  # fmt: skip

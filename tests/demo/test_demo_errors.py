@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mednext import cli
 from mednext.commands import app
 from mednext.demo import settings
-from mednext.demo.folder import Folder
+from mednext.demo.folder import Folder, plan
 
 from .scans import tiny
 
@@ -37,6 +37,57 @@ def test_a_run_is_not_overwritten(begun: Path) -> None:
     message = refused(["demo", "--output", str(begun), "--device", "cpu"])
     assert "--resume" in message and "--overwrite" in message
     assert (begun / "k3.state.pt").read_bytes() == b"an epoch"
+
+
+@pytest.mark.parametrize("kernels", [("7", "9"), ("3", "7")])
+def test_a_run_of_other_kernel_sizes_is_not_overwritten_either(begun: Path, kernels: tuple[str, str]) -> None:
+    small, large = kernels
+    arguments = ["demo", "--output", str(begun), "--kernel-size", small, "--large-kernel-size", large]
+    before = (begun / "settings.json").read_bytes()
+    assert "holds a run (k3.state.pt)" in refused([*arguments, "--device", "cpu"])
+    assert (begun / "settings.json").read_bytes() == before
+
+
+def test_overwrite_removes_all_of_the_old_run_and_nothing_else(begun: Path) -> None:
+    folder = Folder(begun)
+    folder.model("k9-scratch").write_bytes(b"a network")
+    own = [".mednext-y-out.nii.gz", "k3.backup.pt", "keys.pt", "notes.txt"]
+    for name in own:
+        (begun / name).write_text("the user's own")
+    (begun / ".mednext-x-k3.state.pt").write_bytes(b"half an epoch")
+    chosen = {"kernel_size": 5, "large_kernel_size": 7}
+    folder, chosen_settings = plan(begun, "cpu", chosen, resume=False, overwrite=True)
+    assert folder.state("k3").exists()  # a plan changes nothing
+    folder.begin(chosen_settings)
+    assert sorted(file.name for file in begun.iterdir()) == [*own, "settings.json"]
+    assert settings.read(folder.settings).kernel_size == 5
+
+
+def test_settings_of_another_program_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"editor.rulers": [120]}')
+    assert "(settings.json)" in refused(tiny(tmp_path))
+    assert "rulers" in (tmp_path / "settings.json").read_text()
+
+
+def test_a_run_that_cannot_begin_leaves_the_old_one(begun: Path) -> None:
+    message = refused(tiny(begun, "--overwrite", "--patch", "64"))
+    assert "does not fit" in message and (begun / "k3.state.pt").read_bytes() == b"an epoch"
+    assert settings.read(begun / "settings.json").seed == 5
+
+
+def test_resume_without_a_run(begun: Path, tmp_path: Path) -> None:
+    assert "no run in" in refused(["demo", "--output", str(tmp_path / "none"), "--resume"])
+    assert not (tmp_path / "none").exists()
+    (begun / "settings.json").unlink()
+    message = refused(["demo", "--output", str(begun), "--resume"])
+    assert "without settings.json" in message and "--overwrite" in message
+    assert (begun / "k3.state.pt").exists()
+
+
+def test_a_loss_that_is_no_number_says_how_to_go_on(tmp_path: Path) -> None:
+    message = refused(tiny(tmp_path / "run", "--learning-rate", "1e30"))
+    assert "the loss of k3 is nan at step" in message
+    assert "--overwrite and a --learning-rate below 1e+30, such as 3e+29" in message
 
 
 def test_resume_keeps_the_settings(begun: Path) -> None:
@@ -66,6 +117,7 @@ def test_the_output_is_a_file(tmp_path: Path) -> None:
     [
         ("--patch", "20", "multiple of 16"),
         ("--patch", "64", "does not fit"),
+        ("--window", "512", "at most 240"),
         ("--kernel-size", "4", "odd number"),
         ("--large-kernel-size", "3", "must exceed"),
         ("--epochs", "0", "1 or more"),
@@ -76,6 +128,7 @@ def test_the_output_is_a_file(tmp_path: Path) -> None:
 )
 def test_bad_options(tmp_path: Path, option: str, value: str, expected: str) -> None:
     assert expected in refused(tiny(tmp_path / "run", option, value))
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_packages_are_named_with_their_mend(

@@ -82,6 +82,34 @@ def test_sform_qform_and_units_are_kept(threshold_model: Path, tmp_path: Path) -
     assert ours.header.get_slope_inter() in ((None, None), (1.0, 0.0))
 
 
+@pytest.mark.parametrize(("unit", "per_mm"), [("mm", 1), ("micron", 1000), ("meter", 0.001), ("unknown", 1)])
+def test_the_headers_unit_of_length_counts(threshold_model: Path, tmp_path: Path, unit: str, per_mm: float) -> None:
+    voxels, ball = phantom()
+    affine = np.diag([per_mm, per_mm, per_mm, 1.0])
+    image = nib.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units(unit, "sec")
+    nib.save(image, tmp_path / "scan.nii.gz")
+    segment(threshold_model, tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz")
+    ours = nib.load(tmp_path / "out.nii.gz")
+    assert (np.asarray(ours.dataobj) == ball).all()
+    assert np.allclose(ours.affine, affine) and ours.header.get_xyzt_units() == (unit, "sec")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".img"])
+@pytest.mark.parametrize(
+    ("kind", "pair"), [(nib.Nifti1Image, nib.Nifti1Pair), (nib.Nifti2Image, nib.Nifti2Pair)], ids=["1", "2"]
+)
+def test_the_version_of_the_format_is_kept(
+    threshold_model: Path, tmp_path: Path, kind: type, pair: type, suffix: str
+) -> None:
+    voxels, ball = phantom()
+    nib.save((pair if suffix == ".img" else kind)(voxels, np.eye(4)), tmp_path / f"scan{suffix}")
+    segment(threshold_model, tmp_path / f"scan{suffix}", tmp_path / "out.nii.gz")
+    ours = nib.load(tmp_path / "out.nii.gz")
+    assert type(ours) is kind and ours.header["magic"].item() in (b"n+1", b"n+2")
+    assert (np.asarray(ours.dataobj) == ball).all()
+
+
 def test_one_volume_in_4d_and_a_chosen_one(threshold_model: Path, tmp_path: Path) -> None:
     voxels, ball = phantom()
     save(tmp_path / "one.nii.gz", voxels[..., None])

@@ -93,6 +93,24 @@ def test_bad_scan(threshold_model: Path, scan: Path, tmp_path: Path, name: str) 
     assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".mednext*"))
 
 
+@pytest.mark.parametrize("spacing", [(1000, 1000, 1000), (0.001, 0.001, 0.001), (1, 1, 500)])
+def test_a_spacing_that_no_scan_for_this_model_has(
+    threshold_model: Path, tmp_path: Path, spacing: tuple[float, float, float]
+) -> None:
+    """As a header has it that counts in micrometres or metres and does not say so."""
+    scan = save(tmp_path / "scan.nii.gz", phantom()[0], spacing)
+    message = refused(threshold_model, scan, tmp_path / "out.nii.gz")
+    assert f"40x40x40 voxels of {'x'.join(map(str, spacing))} mm" in message
+    assert "trained on 1x1x1 mm" in message and "xyzt_units" in message
+    assert [file.name for file in tmp_path.iterdir()] == ["scan.nii.gz"]
+
+
+def test_a_scan_that_would_be_too_large_on_the_models_grid(threshold_model: Path, tmp_path: Path) -> None:
+    scan = save(tmp_path / "scan.nii.gz", phantom()[0], (50, 50, 50))
+    message = refused(threshold_model, scan, tmp_path / "out.nii.gz")
+    assert "it would have 2000x2000x2000" in message and "cut the scan" in message
+
+
 def test_volume_out_of_range(threshold_model: Path, scan: Path, tmp_path: Path) -> None:
     assert "volumes 0 to 0" in refused(threshold_model, scan, tmp_path / "out.nii.gz", "--volume", "1")
 
@@ -147,9 +165,60 @@ def test_damaged_model(threshold_model: Path, scan: Path, tmp_path: Path) -> Non
     assert "is not a model" in refused(truncated_model, scan, tmp_path / "out.nii.gz")
 
 
+CARD_FAULTS = {
+    "no labels": ({"labels": None}, "its labels should be the names of 2 classes, and is None"),
+    "too few labels": ({"labels": ["background"]}, "its labels should be the names of 2 classes"),
+    "labels of another kind": ({"labels": [0, 1]}, "its labels should be"),
+    "no spacing": ({"spacing": []}, "its spacing should be three numbers above 0, in mm, and is []"),
+    "a spacing of 0": ({"spacing": [1.0, 0.0, 1.0]}, "its spacing should be three numbers above 0"),
+    "an infinite spacing": ({"spacing": [1.0, float("inf"), 1.0]}, "its spacing should be"),
+    "a spacing of words": ({"spacing": "1mm"}, "its spacing should be"),
+    "a patch that does not halve": ({"patch_size": [30, 32, 32]}, "its patch_size should be three multiples of 16"),
+    "a patch of two axes": ({"patch_size": [32, 32]}, "its patch_size should be"),
+    "no network": ({"network": None}, "its network should be the arguments of a 3D mednext.MedNeXt"),
+    "a 2D network": ({"network": {"dim": "2d"}}, "its network should be"),
+    "a network of words": ({"network": {"in_channels": "one", "n_channels": 4, "n_classes": 2}}, "in_channels must be"),
+    "unknown arguments": ({"network": {"n_classes": 2, "depth": 3}}, "unexpected keyword argument 'depth'"),
+    "no weights": ({"state_dict": None}, "is a damaged model: "),
+    "weights of another network": ({"state_dict": {}}, "is a damaged model: "),
+}
+
+
+@pytest.mark.parametrize("name", CARD_FAULTS)
+def test_a_damaged_model_card_is_named(threshold_model: Path, scan: Path, tmp_path: Path, name: str) -> None:
+    change, expected = CARD_FAULTS[name]
+    torch.save(torch.load(threshold_model, weights_only=True) | change, tmp_path / "odd.pt")
+    message = refused(tmp_path / "odd.pt", scan, tmp_path / "out.nii.gz")
+    assert "odd.pt is a damaged model: " in message and expected in message
+
+
+def test_a_model_that_lacks_a_part_names_it(threshold_model: Path, scan: Path, tmp_path: Path) -> None:
+    content = torch.load(threshold_model, weights_only=True)
+    for part in ("labels", "spacing", "state_dict"):
+        torch.save({key: value for key, value in content.items() if key != part}, tmp_path / "part.pt")
+        assert f"it lacks its {part}" in refused(tmp_path / "part.pt", scan, tmp_path / "out.nii.gz")
+
+
+def test_a_model_with_a_weight_that_is_no_number(threshold_model: Path, scan: Path, tmp_path: Path) -> None:
+    content = torch.load(threshold_model, weights_only=True)
+    content["state_dict"]["up_1.conv1.weight"][0] = torch.nan
+    torch.save(content, tmp_path / "nan.pt")
+    assert "up_1.conv1.weight are NaN" in refused(tmp_path / "nan.pt", scan, tmp_path / "out.nii.gz")
+
+
+def test_too_little_memory(threshold_model: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        torch.empty(2**50)
+
+    monkeypatch.setattr("mednext.segment.predict", fill)
+    message = refused(threshold_model, scan, tmp_path / "out.nii.gz")
+    assert "the memory of cpu does not suffice for" in message and "--patch" in message
+
+
 def test_bad_options(threshold_model: Path, scan: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.nii.gz"
     assert "multiples of 16" in refused(threshold_model, scan, output, "--patch", "40")
+    assert "up to 512" in refused(threshold_model, scan, output, "--patch", "4096")
     assert "--overlap is 1" in refused(threshold_model, scan, output, "--overlap", "1")
     assert "--device" in refused(threshold_model, scan, output, "--device", "abacus")
     assert "GPUs" in refused(threshold_model, scan, output, "--device", "cuda:99")

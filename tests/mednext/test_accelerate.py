@@ -167,5 +167,7 @@ def test_a_model_without_blocks_is_named():
         accelerate(nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"found enc_stages\.0\.0: norm is a LayerNorm"):
         accelerate(monai(norm_type="layer"))
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got str"):
+        accelerate("model.pth")
     with pytest.raises(ValueError, match="recompute must be one of None, 'conv', got 'all'"):
         accelerate(monai(), recompute="all")

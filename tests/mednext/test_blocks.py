@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -185,6 +186,22 @@ def test_a_changed_submodule_takes_effect(change):
     assert why_not_fusable(block, "regular")
     expected = x + block.conv3(block.act(block.conv2(block.norm(block.conv1(x)))))
     assert torch.equal(block(x), expected)
+
+
+def test_the_log_says_why_a_block_runs_layer_by_layer(caplog):
+    block = MedNeXtBlock(2, 2, 2, 3)
+    x = torch.randn(1, 2, 4, 4, 4)
+    hook_output(block)
+    block(x)  # with the log off
+    with caplog.at_level(logging.INFO, logger="mednext_ops"):
+        block(x)
+        block(x)
+        swap_act(block)
+        block(x)
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "conv2 has a hook or a forward of its own"
+    ]
+    assert "MedNeXtBlock runs layer by layer" in caplog.text
 
 
 def test_a_removed_hook_brings_the_operator_back():

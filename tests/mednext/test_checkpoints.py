@@ -204,6 +204,8 @@ def test_a_model_that_is_no_mednext_is_named(official):
         load_checkpoint(torch.nn.Conv3d(1, 1, 1), official)
     with pytest.raises(TypeError, match="checkpoint must be a path or a dict, got int"):
         load_checkpoint(torch.nn.Conv3d(1, 1, 1), 3)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got OrderedDict"):
+        load_checkpoint(official, "model.pth")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path, network):
@@ -224,3 +226,15 @@ def test_a_file_that_would_run_code_is_refused_with_the_way_out(tmp_path, offici
         load_checkpoint(network, tmp_path / "trusted.pth")
     load_checkpoint(network, torch.load(tmp_path / "trusted.pth", weights_only=False))
     assert_loaded(network, official)
+
+
+def test_a_model_without_values_is_refused(official, network, tiny):
+    """Loading into the meta device would report success and load nothing."""
+    with torch.device("meta"):
+        empty = MedNeXt(**tiny)
+    with pytest.raises(ValueError, match=r"model \(MedNeXt\) has \d+ of \d+ tensors on the meta device.*real device"):
+        load_checkpoint(empty, official)
+    with pytest.raises(ValueError, match=r"state dict has .* on the meta device"):
+        load_checkpoint(network, empty.state_dict())
+    load_checkpoint(empty.to_empty(device="cpu"), official)
+    assert_loaded(empty, {key: value.float() for key, value in official.items()})

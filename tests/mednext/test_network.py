@@ -76,6 +76,20 @@ def test_an_official_state_dict_without_heads_loads_strictly(tiny):
         network.load_state_dict(official, strict=True)
 
 
+def test_assigning_a_state_dict_without_heads_leaves_nothing_on_the_meta_device(tiny):
+    official = EagerMedNeXt(**tiny).double().state_dict()
+    with torch.device("meta"):
+        network = MedNeXt(**tiny)
+        network.load_state_dict(official, strict=True, assign=True)
+    assert not any(tensor.is_meta for tensor in network.state_dict().values())
+    assert network.stem.weight is not official["stem.weight"] and torch.equal(
+        network.stem.weight, official["stem.weight"]
+    )
+    assert not network.out_1.conv_out.weight.requires_grad  # frozen until they are used
+    network.deep_supervision = True
+    assert all(y.isfinite().all() and y.std() > 0 for y in network(torch.randn(1, 1, 16, 16, 16, dtype=torch.float64)))
+
+
 def test_an_official_state_dict_with_heads_loads_strictly_either_way(tiny):
     official = EagerMedNeXt(**tiny, deep_supervision=True).state_dict()
     for deep_supervision in (False, True):
@@ -196,6 +210,14 @@ def test_copies_and_pickles_keep_the_switch(tiny, filled):
 def test_an_input_that_does_not_fit_is_named_before_any_work(tiny, shape, message):
     with pytest.raises(ValueError, match=message):
         MedNeXt(**tiny)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("x", "got"), [(torch.zeros(1, 1, 16, 16, 16, dtype=torch.int16), r"torch\.int16"), ([1.0], "list"), (None, "None")]
+)
+def test_an_input_that_holds_no_floating_point_numbers_is_named(tiny, x, got):
+    with pytest.raises(TypeError, match=rf"input must be a floating-point tensor \[N, 1, D, H, W\], got {got}"):
+        MedNeXt(**tiny)(x)
 
 
 @pytest.mark.parametrize(

@@ -63,3 +63,20 @@ def test_networks_that_differ_otherwise_are_named_and_left_alone(tiny, small, la
     with pytest.raises(ValueError, match=message):
         upkern(MedNeXt(**tiny | small), target)
     assert all(torch.equal(before[key], value) for key, value in target.state_dict().items())
+
+
+def test_a_path_in_the_place_of_a_network_is_named(tiny):
+    with pytest.raises(TypeError, match=r"small must be a torch\.nn\.Module, got str"):
+        upkern("model.pth", MedNeXt(**tiny))
+    with pytest.raises(TypeError, match=r"large must be a torch\.nn\.Module, got NoneType"):
+        upkern(MedNeXt(**tiny), None)
+
+
+@pytest.mark.parametrize("which", ["small", "large"])
+def test_a_network_without_values_is_refused(tiny, which):
+    networks = {"small": MedNeXt(**tiny), "large": MedNeXt(**tiny | {"kernel_size": 5})}
+    networks[which].to("meta")
+    before = networks["large"].stem.weight.clone()
+    with pytest.raises(ValueError, match=f"{which} has .* on the meta device"):
+        upkern(networks["small"], networks["large"])
+    assert which == "large" or torch.equal(before, networks["large"].stem.weight)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 
 import pytest
 import torch
 
 import mednext_ops as ops
-from mednext_ops import backends
+from mednext_ops import backends, info
 from mednext_ops.backends import Problem
 from mednext_ops.ops.library import problem_of
 
@@ -90,13 +91,47 @@ def test_forcing_a_backend_that_cannot_run_says_why():
 
 def test_the_choice_is_logged_once_a_problem(caplog):
     x, w = torch.randn(1, 3, 5, 6, 11), torch.randn(3, 1, 3, 3, 3)
-    backends._first_taker.cache_clear()
+    ops.depthwise_conv3d(x[..., 1:], w, padding=1)  # with the log off: whatever it told before is forgotten
     with caplog.at_level(logging.DEBUG, logger="mednext_ops"):
         for _ in range(3):
             ops.depthwise_conv3d(x, w, padding=1)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1
     assert "depthwise_conv3d on cpu" in lines[0] and "1x3x5x6x11" in lines[0] and "backend" in lines[0]
+
+
+def test_the_log_may_be_switched_on_at_any_time(caplog):
+    """It tells what runs from then on, also of problems that ran before, each once."""
+    x, w = torch.randn(1, 3, 5, 6, 13), torch.randn(3, 1, 3, 3, 3)
+    for _ in range(2):
+        ops.depthwise_conv3d(x, w, padding=1)  # off
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG, logger="mednext_ops"):
+            for _ in range(3):
+                ops.depthwise_conv3d(x, w, padding=1)
+        assert len(caplog.records) == 1 and "1x3x5x6x13" in caplog.text
+
+
+def test_a_later_listener_hears_everything(caplog):
+    x, w = torch.randn(1, 3, 5, 6, 14), torch.randn(3, 1, 3, 3, 3)
+    listener = logging.handlers.BufferingHandler(100)
+    with caplog.at_level(logging.DEBUG, logger="mednext_ops"):
+        ops.depthwise_conv3d(x, w, padding=1)
+        backends.logger.addHandler(listener)
+        try:
+            ops.depthwise_conv3d(x, w, padding=1)
+        finally:
+            backends.logger.removeHandler(listener)
+    assert "1x3x5x6x14" in listener.buffer[0].getMessage()
+
+
+def test_the_log_under_a_compiled_graph(caplog):
+    x, w = torch.randn(1, 3, 5, 6, 15), torch.randn(3, 1, 3, 3, 3)
+    compiled = torch.compile(lambda x: ops.depthwise_conv3d(x, w, padding=1), fullgraph=True, backend="aot_eager")
+    compiled(x)
+    with caplog.at_level(logging.DEBUG, logger="mednext_ops"):
+        compiled(x)
+    assert "1x3x5x6x15" in caplog.text
 
 
 def test_a_backend_that_declines_passes_the_problem_on(x, monkeypatch):
@@ -121,3 +156,28 @@ def test_contexts_that_close_in_another_order_leave_nothing_forced(x):
     second.__exit__(None, None, None)
     assert not backends._open_choices
     assert before == backends.choose(problem).NAME
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("cudaa", "every op will fail, since 'cudaa' is no backend; there are cuda, cpu, reference, emulated"),
+        (",", "every op will fail, since ',' is no backend"),
+        ("reference,fast", "since 'fast' is no backend"),
+        ("reference", "MEDNEXT_OPS_BACKEND  reference\n"),
+        ("auto", "MEDNEXT_OPS_BACKEND  auto\n"),
+    ],
+)
+def test_info_judges_the_environment_variable(monkeypatch, value, words):
+    monkeypatch.setenv("MEDNEXT_OPS_BACKEND", value)
+    said = info.describe(info.collect()) + "\n"
+    assert words in said
+    assert ("to mend it: unset it" in said) == ("every op" in said)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the cuda backend can run")
+def test_info_says_when_all_forced_backends_are_missing(monkeypatch):
+    monkeypatch.setenv("MEDNEXT_OPS_BACKEND", "cuda")
+    assert info.collect()["forced"] == {"value": "cuda", "problem": "cuda does not run here (see backends)"}
+    monkeypatch.setenv("MEDNEXT_OPS_BACKEND", "cuda,reference")
+    assert info.collect()["forced"] == {"value": "cuda,reference", "problem": None}

@@ -32,7 +32,10 @@ P = torch.ones(4)
         ((X, W, torch.ones(3)), {}, ValueError, "bias must have shape"),
         ((X, W), {"stride": 0}, ValueError, "stride must be at least 1"),
         ((X, W), {"stride": (1, 2)}, ValueError, "stride must be an int or three ints"),
-        ((X, W), {"stride": 1.5}, (ValueError, TypeError), "stride|iterable"),
+        ((X, W), {"stride": 1.5}, ValueError, r"stride must be an int or three ints \(D, H, W\), got 1.5"),
+        ((X, W), {"stride": "222"}, ValueError, "stride must be an int or three ints"),
+        ((X, W), {"stride": None}, ValueError, "stride must be an int or three ints"),
+        ((X, W), {"padding": True}, ValueError, "padding must be an int or three ints"),
         ((X, W), {"padding": -1}, ValueError, "padding must be at least 0"),
     ],
 )
@@ -129,6 +132,9 @@ def test_layers(layer):
         layer(4, 2)
     with pytest.raises(ValueError, match="stride"):
         layer(4, 3, stride=0)
+    for channels in (0, "4", 4.0):
+        with pytest.raises(ValueError, match="channels must be a positive int"):
+            layer(channels, 3)
 
 
 def test_a_padding_that_is_no_padding():

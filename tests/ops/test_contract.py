@@ -164,6 +164,24 @@ def test_activation_checkpointing_gives_the_same_gradients():
         assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    "layer", [ops.nn.DepthwiseConv3d, ops.nn.DepthwiseConvTranspose3d, ops.nn.DepthwiseConvNormAct3d]
+)
+def test_tracing_is_refused_with_the_way_out(layer):
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot record .* use torch\.export\.export"):
+        torch.jit.trace(layer(C, 3), torch.randn(1, C, 6, 6, 6))
+
+
+def test_functional_gradients_raise_and_functional_calls_work():
+    """What the documentation says of torch.func."""
+    net, x = Net(), torch.randn(1, C, 6, 6, 6)
+    parameters = dict(net.named_parameters())
+    assert torch.equal(torch.func.functional_call(net, parameters, x), net(x))
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(lambda p: torch.func.functional_call(net, p, x).sum())(parameters)
+
+
 def test_importing_does_not_initialise_cuda():
     import subprocess
     import sys

@@ -1,5 +1,6 @@
-// GELU and its derivative for values that end in 16 bits, two at a time.
+// GELU and its derivative: exact in float, and for values that end in 16 bits, two at a time.
 //
+// The latter:
 // With Phi the normal distribution, phi its density and z = |x|,
 //
 //     gelu(x)  = x Phi(x)          = max(x, 0) - z Phi(-z)
@@ -76,6 +77,18 @@ __device__ inline void gelu_with_slope(float& x0, float& x1, float& slope0, floa
     slope1 = fmaf(x1 * kDensity, tails[1].exponential, detail::normal_probability(x1, tails[1]));
     x0 = detail::gelu_of(x0, tails[0]);
     x1 = detail::gelu_of(x1, tails[1]);
+}
+
+// x Phi(x), by erf, without the cancellation of 1 + erf in the left tail.
+__device__ inline float gelu_exact(float x) {
+    constexpr float kRootOfHalf = 0.707106781187f;
+    return 0.5f * x * erfcf(-x * kRootOfHalf);
+}
+
+__device__ inline float gelu_slope_exact(float x) {
+    constexpr float kRootOfHalf = 0.707106781187f;
+    constexpr float kDensity = 0.398942280401f;  // phi(0)
+    return fmaf(x * kDensity, expf(-0.5f * x * x), 0.5f * erfcf(-x * kRootOfHalf));
 }
 
 }  // namespace mednext_ops::cuda

@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
     const int z_begin = d0 - p.pad_d;
     const int z_end = d1 - p.pad_d + KD - 1;
     PlaneRing<T> ring(p.source, layout, planes, shared_array(shared.full), volume, h0 - p.pad_h, w0 - 4, z_begin,
-                      z_end);
+                      z_begin, z_end);
     ring.start();
 
     Core::load_taps(p, volume % p.channels, taps);

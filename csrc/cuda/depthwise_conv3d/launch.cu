@@ -1,6 +1,7 @@
 #include "launch.h"
 
 #include "banded_convolution.h"
+#include "banded_weight_gradient.h"
 #include "general_convolution.h"
 #include "general_weight_gradient.h"
 #include "weight_gradient_reduction.h"
@@ -24,6 +25,9 @@ cudaError_t launch_weight_gradient(const WeightGradientProblem& problem, const W
     const std::int64_t sums = problem.channels * problem.geometry.kernel.product();
     cudaError_t error = cudaErrorInvalidValue;
     switch (plan.core) {
+        case WeightGradientCore::banded:
+            error = launch_banded_weight_gradient(problem, plan.banded, partial, stream);
+            break;
         case WeightGradientCore::general:
             error = launch_general_weight_gradient(problem, partial, stream);
             break;

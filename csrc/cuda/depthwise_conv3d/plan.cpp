@@ -103,6 +103,131 @@ BandedTile banded_tile(const ConvolutionProblem& p, int architecture) {
     return best;
 }
 
+// ---- the weight gradient ----
+
+bool takes_banded(const WeightGradientProblem& p, int architecture) {
+    const Geometry& g = p.geometry;
+    return architecture >= 80 && p.type != ScalarType::float32 && !p.channels_last && is(g.stride, 1) &&
+           is(g.dilation, 1) && is_banded_kernel(g.kernel) && g.kernel.w == g.kernel.h &&
+           g.padding.w == g.kernel.w / 2 && p.small_size.w == p.large_size.w && fits_int(p.small_size) &&
+           fits_int(p.large_size) && p.small_size.product() > 0 && p.large_size.product() > 0 &&
+           g.padding.d < INT_MAX / 4 && g.padding.h < INT_MAX / 4 && p.batch * p.channels < INT_MAX / 4;
+}
+
+Fill fill_of(const WeightGradientProblem& p, int architecture) {
+    const auto all_aligned = [&](std::uintptr_t bytes) {
+        return aligned(p.small, bytes) && aligned(p.large, bytes) &&
+               (!p.affine.given() || aligned(p.affine.output, bytes));
+    };
+    if (architecture >= 90 && p.large_size.w % 8 == 0 && all_aligned(16)) return Fill::boxes;
+    return p.large_size.w % 4 == 0 && all_aligned(8) ? Fill::async : Fill::elements;
+}
+
+// What a multiprocessor of an H200 needs, calculated: of the second-level cache a byte, of its tensor cores a product.
+constexpr double kCyclesAByte = 1.0 / 24;
+constexpr double kCyclesAProduct = 1.3;
+// A row of a plane costs what its sectors cost and one more: rows begin in the middle of one, and short ones are slow.
+constexpr int kSector = 32;
+// A step of a block that has the multiprocessor for itself: its barrier and its loads, and products that wait for the
+// sum before them.
+constexpr double kCyclesAStep = 400.0;
+constexpr double kCyclesAWaitingProduct = 10.0;
+// What begins and ends a block costs about as much as so many steps.
+constexpr int kStepsABlock = 4;
+
+// A chain of sums in one accumulator of a tensor core, which may truncate: at most 6 patches x 32 planes long.
+constexpr int kMostDepth = 32;
+
+// Shared memory that a block may have on the architecture that has the least.
+constexpr int kLeastSharedBytes = 99 * 1024;
+
+// What the kernel keeps in shared memory beside the planes.
+constexpr int kOtherBytes = 5 * 1024;
+
+// The copy engine takes boxes of up to 256 rows.
+constexpr int kMostBoxRows = 256;
+
+int bytes_loaded(const PlaneLayout& plane) {
+    return plane.rows * static_cast<int>(ceil_div(plane.row_pitch * 16, kSector) + 1) * kSector;
+}
+
+// Cycles that a multiprocessor needs for its share of the problem.
+double cycles(const WeightGradientProblem& p, const WeightGradientTile& tile) {
+    const int k = static_cast<int>(p.geometry.kernel.h);
+    const int kd = static_cast<int>(p.geometry.kernel.d);
+    const std::int64_t blocks = std::max<std::int64_t>(p.batch * p.channels * tile.tiles(), 1);
+    const int bytes = bytes_loaded(tile.large_planes(k, false)) + bytes_loaded(tile.small_planes(k, false));
+    const double work = tile.warps() * tile.patches * kd * kCyclesAProduct + bytes * kCyclesAByte;
+    const double alone = kCyclesAStep + tile.patches * kd * kCyclesAWaitingProduct;
+    const std::int64_t resident = 2 * WeightGradientTile::kMostWarps / tile.warps();
+    const std::int64_t each = ceil_div(blocks, kProcessors);  // of the busiest multiprocessor
+    const std::int64_t together = std::min(each, resident);
+    const double busy = static_cast<double>(together) * work;
+    const double step = std::max(busy, alone) + std::min(busy, alone) / 4;
+    return static_cast<double>(each) / static_cast<double>(together) * (tile.depth + kd - 1 + kStepsABlock) * step;
+}
+
+// The same tile for every architecture, alignment and affine map: the order of the sums follows from the shape alone.
+WeightGradientTile weight_gradient_tile(const WeightGradientProblem& p) {
+    const int k = static_cast<int>(p.geometry.kernel.h);
+    const int most_patches = WeightGradientTile::most_patches(static_cast<int>(p.geometry.kernel.d));
+    const auto columns = static_cast<int>(ceil_div(p.large_size.w, WeightGradientTile::kPatchColumns));
+    const auto rows = static_cast<int>(ceil_div(p.large_size.h, WeightGradientTile::patch_rows(k)));
+    const auto planes = static_cast<int>(std::min<std::int64_t>(p.large_size.d, kMostDepth));
+    WeightGradientTile best{};
+    double least = 0.0;
+    for (int warps_w = 1; warps_w <= std::min(columns, WeightGradientTile::kMostWarps); ++warps_w) {
+        for (int warps_h = 1; warps_h <= std::min(rows, WeightGradientTile::kMostWarps / warps_w); ++warps_h) {
+            const auto fewest_tiles = static_cast<int>(ceil_div(rows, warps_h * most_patches));
+            for (int tiles_h = fewest_tiles; tiles_h <= fewest_tiles + 2; ++tiles_h) {
+                WeightGradientTile tile{};
+                tile.warps_w = warps_w;
+                tile.warps_h = warps_h;
+                tile.patches = static_cast<int>(ceil_div(rows, warps_h * tiles_h));
+                tile.tiles_h = static_cast<int>(ceil_div(rows, warps_h * tile.patches));
+                tile.tiles_w = static_cast<int>(ceil_div(columns, warps_w));
+                tile.stages = 2;
+                const PlaneLayout large = tile.large_planes(k, false);
+                const PlaneLayout small = tile.small_planes(k, false);
+                // Also where the larger one is a gradient that is computed: two tensors a stage, and two planes of it.
+                const int most_bytes = 2 * (large.plane_bytes() + small.plane_bytes()) +
+                                       4 * std::max(large.plane_bytes(), small.plane_bytes()) + kOtherBytes;
+                const bool fits =
+                    most_bytes <= kLeastSharedBytes && std::max(large.rows, small.rows) <= kMostBoxRows;
+                for (int depth = planes; fits && depth >= std::min(planes, 4); depth = depth * 3 / 4) {
+                    tile.depth = depth;
+                    tile.tiles_d = static_cast<int>(ceil_div(p.large_size.d, depth));
+                    tile.depth = static_cast<int>(ceil_div(p.large_size.d, tile.tiles_d));
+                    const double cost = cycles(p, tile);
+                    if (best.patches == 0 || cost < least) {
+                        best = tile;
+                        least = cost;
+                    }
+                }
+            }
+        }
+    }
+    return best;
+}
+
+// Shared memory of a multiprocessor that blocks may take, in bytes.
+int shared_bytes(int architecture) {
+    if (architecture == 80 || architecture == 87) return 163 * 1024;
+    return architecture == 86 || architecture == 89 || architecture >= 120 ? kLeastSharedBytes : 227 * 1024;
+}
+
+// As many planes ahead as two blocks of a multiprocessor have room for.
+int stages_of(const WeightGradientProblem& p, WeightGradientTile tile, int architecture) {
+    const int k = static_cast<int>(p.geometry.kernel.h);
+    const bool affine = p.affine.given();
+    for (tile.stages = 4; tile.stages > 2; --tile.stages) {
+        const int bytes = tile.large_planes(k, affine && p.large_is_gradient).bytes() +
+                          tile.small_planes(k, affine && !p.large_is_gradient).bytes() + kOtherBytes;
+        if (2 * bytes <= shared_bytes(architecture)) break;
+    }
+    return tile.stages;
+}
+
 }  // namespace
 
 ConvolutionPlan plan_convolution(const ConvolutionProblem& p, int architecture) {
@@ -113,10 +238,17 @@ ConvolutionPlan plan_convolution(const ConvolutionProblem& p, int architecture) 
     return {ConvolutionCore::general, general_moments_per_channel(p), {}};
 }
 
-WeightGradientPlan plan_weight_gradient(const WeightGradientProblem& p, int) {
+WeightGradientPlan plan_weight_gradient(const WeightGradientProblem& p, int architecture) {
+    const auto part_bytes = p.channels * p.geometry.kernel.product() * static_cast<std::int64_t>(sizeof(float));
+    if (takes_banded(p, architecture)) {
+        WeightGradientTile tile = weight_gradient_tile(p);
+        tile.fill = fill_of(p, architecture);
+        tile.stages = stages_of(p, tile, architecture);
+        const std::int64_t parts = p.batch * tile.tiles();
+        return {WeightGradientCore::banded, parts, parts * part_bytes, tile};
+    }
     const std::int64_t parts = general_parts(p);
-    const std::int64_t sums = p.channels * p.geometry.kernel.product();
-    return {WeightGradientCore::general, parts, parts * sums * static_cast<std::int64_t>(sizeof(float))};
+    return {WeightGradientCore::general, parts, parts * part_bytes, {}};
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -37,14 +37,16 @@ struct PlaneSource {
 // Four 16-bit elements, copied or computed at once.
 constexpr int kChunk = 4;
 
-template <typename T>
+// `Rings` of the block walk together: their planes are asked for and waited for in the same steps.
+template <typename T, int Rings = 1>
 class PlaneRing {
   public:
     static constexpr int kMaxStages = 4;
 
-    // Planes `z` to `z_end` - 1 of volume `volume`; `full` are `stages` barriers of the block, used by `boxes`.
+    // Planes from `z` on of volume `volume`, those from `z_begin` to `z_end` - 1 of which are wanted; `full` are
+    // `stages` barriers of the block, used by `boxes`.
     __device__ PlaneRing(const PlaneSource& source, const PlaneLayout& layout, unsigned char* planes,
-                         std::uint64_t* full, std::int64_t volume, int h0, int w0, int z, int z_end)
+                         std::uint64_t* full, std::int64_t volume, int h0, int w0, int z, int z_begin, int z_end)
         : source_(source),
           layout_(layout),
           planes_(planes),
@@ -53,42 +55,62 @@ class PlaneRing {
           h0_(h0),
           w0_(w0),
           z_(z),
-          z_end_(z_end) {}
+          z_begin_(max(z_begin, 0)),
+          z_count_(static_cast<unsigned>(max(min(z_end, source.d) - z_begin_, 0))) {}
 
-    // Asks for the first planes. The block must pass a barrier before it calls `next`.
+    // Asks for the first planes. The block must pass a barrier before it goes on.
     __device__ void start() {
-        if (source_.fill == Fill::boxes && threadIdx.x == 0) {
-            for (int stage = 0; stage < layout_.stages; ++stage) mbarrier_initialise(full_ + stage, 1);
-            mbarrier_initialised();
-        }
+        initialise();
         for (int ahead = 0; ahead < layout_.stages - 1; ++ahead) fill(z_ + ahead, ahead);
     }
 
-    // The next plane, ready for all threads until the next call; null where it lies outside of the volume.
+    // The same for rings that walk together: in the order in which they are waited for.
+    __device__ static void start(PlaneRing& first, PlaneRing& second) {
+        first.initialise();
+        second.initialise();
+        for (int ahead = 0; ahead < first.layout_.stages - 1; ++ahead) {
+            first.fill(first.z_ + ahead, ahead);
+            second.fill(second.z_ + ahead, ahead);
+        }
+    }
+
+    // The next plane, ready for all threads until the next call; null where it is not wanted or outside of the volume.
     __device__ const unsigned char* next() {
-        const bool inside = static_cast<unsigned>(z_) < static_cast<unsigned>(source_.d);
-        unsigned char* plane = stage_plane(stage_);
+        arrive();
+        __syncthreads();  // the plane is there, and nobody reads the one before it any more
+        return turn();
+    }
+
+    // The two halves of `next`, for rings that share the barrier between them. First: this thread's part of the next
+    // plane is there.
+    __device__ void arrive() {
+        const bool inside = is_inside(z_);
         if (source_.fill == Fill::async) {
-            if (layout_.stages == kMaxStages) {
-                copy_async_wait<kMaxStages - 2>();
-            } else {
-                copy_async_wait<kMaxStages - 3>();
+            switch (layout_.stages) {
+                case kMaxStages:
+                    copy_async_wait<Rings*(kMaxStages - 2)>();
+                    break;
+                case kMaxStages - 1:
+                    copy_async_wait<Rings*(kMaxStages - 3)>();
+                    break;
+                default:
+                    copy_async_wait<0>();
             }
         } else if (source_.fill == Fill::boxes && inside) {
             mbarrier_wait(full_ + stage_, phases_ >> stage_ & 1);
             phases_ ^= 1u << stage_;
         }
-        if (layout_.staged) {
-            unsigned char* operand = planes_ + (layout_.ring_planes() + (z_ & 1)) * layout_.plane_bytes();
-            if (inside) compute(plane, operand);
-            plane = operand;
-        }
-        __syncthreads();  // the plane is there, and nobody reads the one before it any more
+        if (layout_.staged && inside) compute(stage_plane(stage_), operand_plane());
+    }
+
+    // Second, after the barrier: the plane before it makes room for one further on.
+    __device__ const unsigned char* turn() {
+        const unsigned char* plane = !is_inside(z_) ? nullptr : layout_.staged ? operand_plane() : stage_plane(stage_);
         const int free = stage_ == 0 ? layout_.stages - 1 : stage_ - 1;
         fill(z_ + layout_.stages - 1, free);
         stage_ = stage_ + 1 == layout_.stages ? 0 : stage_ + 1;
         ++z_;
-        return inside ? plane : nullptr;
+        return plane;
     }
 
     // To be called after the last plane, whether or not it was used.
@@ -97,6 +119,19 @@ class PlaneRing {
     }
 
   private:
+    __device__ void initialise() {
+        if (source_.fill == Fill::boxes && threadIdx.x == 0) {
+            for (int stage = 0; stage < layout_.stages; ++stage) mbarrier_initialise(full_ + stage, 1);
+            mbarrier_initialised();
+        }
+    }
+
+    __device__ bool is_inside(int z) const { return static_cast<unsigned>(z - z_begin_) < z_count_; }
+
+    __device__ unsigned char* operand_plane() const {
+        return planes_ + (layout_.ring_planes() + (z_ & 1)) * layout_.plane_bytes();
+    }
+
     __device__ unsigned char* stage_plane(int stage) const {
         return planes_ + stage * (layout_.staged ? 2 : 1) * layout_.plane_bytes();
     }
@@ -124,7 +159,7 @@ class PlaneRing {
     }
 
     __device__ void fill(int z, int stage) {
-        const bool inside = z < z_end_ && static_cast<unsigned>(z) < static_cast<unsigned>(source_.d);
+        const bool inside = is_inside(z);
         unsigned char* plane = stage_plane(stage);
         const std::int64_t plane_at = (volume_ * source_.d + z) * source_.h * source_.w;
         if (source_.fill == Fill::boxes) {
@@ -204,7 +239,8 @@ class PlaneRing {
     std::uint64_t* full_;
     std::int64_t volume_;
     int h0_, w0_;
-    int z_, z_end_;
+    int z_, z_begin_;
+    unsigned z_count_;
     int stage_ = 0;
     unsigned phases_ = 0;  // bit s: the parity that stage s ends next
 };

@@ -1,0 +1,95 @@
+// The host's side of the banded weight gradient: a problem and its tile become the parameters of an instance.
+#include "banded_weight_gradient.cuh"
+
+#include <climits>
+
+namespace mednext_ops::cuda::depthwise_conv3d {
+
+#define MEDNEXT_OPS_INSTANCE(KD, K)                                                                          \
+    extern template cudaError_t launch_banded_weight_gradient_of_size<KD, K>(                                \
+        ScalarType, const WeightGradientParameters&, unsigned, cudaStream_t)
+MEDNEXT_OPS_INSTANCE(3, 3);
+MEDNEXT_OPS_INSTANCE(5, 5);
+MEDNEXT_OPS_INSTANCE(7, 7);
+MEDNEXT_OPS_INSTANCE(1, 3);
+MEDNEXT_OPS_INSTANCE(1, 5);
+MEDNEXT_OPS_INSTANCE(1, 7);
+#undef MEDNEXT_OPS_INSTANCE
+
+namespace {
+
+// A tensor as the copy engine sees it: a box is a plane of the tile.
+cudaError_t encode_planes(const WeightGradientProblem& p, const Triple& size, const PlaneLayout& layout,
+                          const void* data, CUtensorMap* map) {
+    const auto row = static_cast<std::uint64_t>(size.w) * 2;
+    const auto plane = row * static_cast<std::uint64_t>(size.h);
+    const auto volume = plane * static_cast<std::uint64_t>(size.d);
+    const auto volumes = static_cast<std::uint64_t>(p.batch * p.channels);
+    const BoxedTensor tensor{
+        data,
+        p.type,
+        {static_cast<std::uint64_t>(size.w), static_cast<std::uint64_t>(size.h), static_cast<std::uint64_t>(size.d),
+         volumes, 1},
+        {row, plane, volume, volume * volumes},
+        {static_cast<std::uint32_t>(8 * layout.row_pitch), static_cast<std::uint32_t>(layout.rows), 1, 1, 1},
+    };
+    return encode(tensor, map);
+}
+
+cudaError_t make_source(const WeightGradientProblem& p, const Triple& size, const PlaneLayout& layout, Fill fill,
+                        const void* data, const AffineGradient& affine, PlaneSource* source) {
+    *source = {data,
+               affine,
+               fill,
+               static_cast<int>(size.d),
+               static_cast<int>(size.h),
+               static_cast<int>(size.w),
+               {},
+               {}};
+    if (fill != Fill::boxes) return cudaSuccess;
+    const cudaError_t error = encode_planes(p, size, layout, data, &source->box);
+    if (error != cudaSuccess || !affine.given()) return error;
+    return encode_planes(p, size, layout, affine.output, &source->box_output);
+}
+
+}  // namespace
+
+cudaError_t launch_banded_weight_gradient(const WeightGradientProblem& p, const WeightGradientTile& tile,
+                                          float* partial, cudaStream_t stream) {
+    const std::int64_t count = p.batch * p.channels * tile.tiles();
+    if (count == 0) return cudaSuccess;  // no part at all: the reduction gives zeros
+    if (count > INT_MAX) return cudaErrorInvalidConfiguration;
+
+    const Triple kernel = p.geometry.kernel;
+    const int k = static_cast<int>(kernel.h);
+    const AffineGradient none{};
+    const AffineGradient& of_small = p.large_is_gradient ? none : p.affine;
+    const AffineGradient& of_large = p.large_is_gradient ? p.affine : none;
+    WeightGradientParameters parameters{};
+    cudaError_t error = make_source(p, p.small_size, tile.small_planes(k, of_small.given()), tile.fill, p.small,
+                                    of_small, &parameters.small);
+    if (error != cudaSuccess) return error;
+    error = make_source(p, p.large_size, tile.large_planes(k, of_large.given()), tile.fill, p.large, of_large,
+                        &parameters.large);
+    if (error != cudaSuccess) return error;
+    parameters.pad_d = static_cast<int>(p.geometry.padding.d);
+    parameters.pad_h = static_cast<int>(p.geometry.padding.h);
+    parameters.channels = p.channels;
+    parameters.tile = tile;
+    parameters.partial = partial;
+    const auto blocks = static_cast<unsigned>(count);
+    const bool flat = kernel.d == 1;
+    switch (k) {
+        case 3:
+            return flat ? launch_banded_weight_gradient_of_size<1, 3>(p.type, parameters, blocks, stream)
+                        : launch_banded_weight_gradient_of_size<3, 3>(p.type, parameters, blocks, stream);
+        case 5:
+            return flat ? launch_banded_weight_gradient_of_size<1, 5>(p.type, parameters, blocks, stream)
+                        : launch_banded_weight_gradient_of_size<5, 5>(p.type, parameters, blocks, stream);
+        default:
+            return flat ? launch_banded_weight_gradient_of_size<1, 7>(p.type, parameters, blocks, stream)
+                        : launch_banded_weight_gradient_of_size<7, 7>(p.type, parameters, blocks, stream);
+    }
+}
+
+}  // namespace mednext_ops::cuda::depthwise_conv3d
