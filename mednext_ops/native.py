@@ -52,10 +52,15 @@ _NORM = "Tensor input, Tensor mean, Tensor rstd, Tensor weight, Tensor bias"
 _GEOMETRY = "int[3] stride, int[3] padding, int[3] dilation, int[3] output_padding, bool transposed"
 #: A gradient that may not be written out yet (backends.problem.GroupNormGradient): the last four are given, or None.
 _GRADIENT = "Tensor grad_output, Tensor? output, Tensor? scale, Tensor? slope, Tensor? offset"
-#: What makes the hidden tensor of an inverted bottleneck, and is saved for its backward.
-_BOTTLENECK = (
+#: What makes the hidden tensor of an inverted bottleneck.
+_HIDDEN = (
     "Tensor input, Tensor mean, Tensor rstd, Tensor norm_weight, Tensor norm_bias, Tensor expand_weight, "
-    "Tensor? expand_bias, Tensor compress_weight, Tensor? compress_bias, Tensor? grn_gamma, Tensor? grn_beta"
+    "Tensor? expand_bias, Tensor compress_weight"
+)
+#: The fields of backends.problem.InvertedBottleneckGradients; empty where nobody asked for one.
+_BOTTLENECK_GRADIENTS = (
+    "Tensor grad, Tensor grad_sum, Tensor grad_dot_normalized, Tensor expand_weight, Tensor expand_bias, "
+    "Tensor compress_weight, Tensor compress_bias, Tensor grn_gamma, Tensor grn_beta"
 )
 
 SCHEMAS = (
@@ -69,7 +74,11 @@ SCHEMAS = (
     f"depthwise_conv3d_backward_data({_GRADIENT}, Tensor weight, int[3] input_size, {_GEOMETRY}, Tensor? add) "
     "-> Tensor",
     f"depthwise_conv3d_backward_weight({_GRADIENT}, Tensor input, int[3] kernel_size, {_GEOMETRY}) -> Tensor",
-    f"inverted_bottleneck({_BOTTLENECK}, Tensor? residual) -> Tensor",
+    f"inverted_bottleneck({_HIDDEN}, Tensor? compress_bias, Tensor? grn_gamma, Tensor? grn_beta, Tensor? residual) "
+    "-> Tensor",
+    f"inverted_bottleneck_backward(Tensor grad_output, {_HIDDEN}, Tensor? grn_gamma, Tensor? grn_beta, "
+    "bool needs_input, bool needs_norm, bool needs_expand, bool needs_compress, bool needs_grn) "
+    f"-> ({_BOTTLENECK_GRADIENTS})",
 )
 
 _FOLDER = Path(__file__).parent

@@ -1,7 +1,8 @@
 // The inverted bottleneck and its gradients by the CUDA kernels.
 #include <optional>
+#include <tuple>
 
-#include "../cuda/inverted_bottleneck/forward.h"
+#include "../cuda/inverted_bottleneck/launch.h"
 #include "../cuda/inverted_bottleneck/plan.h"
 #include "convolution_arguments.h"
 #include "cuda_context.h"
@@ -109,6 +110,31 @@ std::string text_of(const kernels::Extents& e) {
     return text.str();
 }
 
+// A volume [N, O, D, H, W] beside the input.
+void require_same_volume(const char* op, const char* name, const Tensor& volume, const Tensor& input,
+                         std::int64_t channels) {
+    const Sizes size = volume_size(input);
+    require_volume(op, name, volume);
+    require(volume.size(0) == input.size(0) && volume.size(1) == channels && volume_size(volume) == size, op, ": ",
+            name, " must be [", input.size(0), ", ", channels, ", ", size[0], ", ", size[1], ", ", size[2], "], got ",
+            shape_of(volume));
+    require(volume.scalar_type() == input.scalar_type(), op, ": ", name, " must be ",
+            torch::headeronly::toString(input.scalar_type()), " as the input, got ",
+            torch::headeronly::toString(volume.scalar_type()));
+    require_same_device(op, name, volume, input);
+}
+
+// Whether a kernel takes the shape. The forward's sums for GRN are made by the backward's kernel.
+bool has_plan(const kernels::Extents& extents, bool grn, bool backward, int architecture) {
+    return (backward || kernels::plan_forward(extents, architecture)) &&
+           (!(backward || grn) || kernels::plan_backward(extents, architecture));
+}
+
+void require_plan(const char* op, const kernels::Extents& extents, bool grn, bool backward, int architecture) {
+    require(has_plan(extents, grn, backward, architecture), op, ": no kernel takes ", text_of(extents),
+            grn ? " with GRN" : "", " on sm_", architecture);
+}
+
 Tensor inverted_bottleneck(const Tensor& input, const Tensor& mean, const Tensor& rstd, const Tensor& norm_weight,
                            const Tensor& norm_bias, const Tensor& expand_weight, const MaybeTensor& expand_bias,
                            const Tensor& compress_weight, const MaybeTensor& compress_bias,
@@ -119,20 +145,9 @@ Tensor inverted_bottleneck(const Tensor& input, const Tensor& mean, const Tensor
     given.require_all(op);
     const kernels::Extents extents = given.extents();
     const Sizes size = volume_size(input);
-    if (residual) {
-        require_volume(op, "residual", *residual);
-        require(residual->size(0) == extents.batch && residual->size(1) == extents.outputs &&
-                    volume_size(*residual) == size,
-                op, ": residual must be [", extents.batch, ", ", extents.outputs, ", ", size[0], ", ", size[1], ", ",
-                size[2], "], got ", shape_of(*residual));
-        require(residual->scalar_type() == input.scalar_type(), op, ": residual must be ",
-                torch::headeronly::toString(input.scalar_type()), " as the input, got ",
-                torch::headeronly::toString(residual->scalar_type()));
-        require_same_device(op, "residual", *residual, input);
-    }
+    if (residual) require_same_volume(op, "residual", *residual, input, extents.outputs);
     const CudaContext context(input);
-    const auto plan = kernels::plan_forward(extents, context.architecture());
-    require(plan.has_value(), op, ": no kernel takes ", text_of(extents), " on sm_", context.architecture());
+    require_plan(op, extents, grn_gamma.has_value(), false, context.architecture());
 
     const Arguments arguments = given.dense();
     const MaybeTensor added = in_format(residual, false);
@@ -140,23 +155,90 @@ Tensor inverted_bottleneck(const Tensor& input, const Tensor& mean, const Tensor
     if (output.numel() == 0) return output;
     const kernels::ForwardProblem problem{arguments.bottleneck(), added ? added->const_data_ptr() : nullptr,
                                           output.mutable_data_ptr()};
-    require_launched(op, kernels::launch_fused_forward(problem, *plan, nullptr, context.stream()));
+    const std::int64_t bytes = kernels::forward_workspace_bytes(problem.bottleneck, context.architecture());
+    Tensor workspace = context.empty(input, {bytes}, ScalarType::Byte);
+    require_launched(
+        op, kernels::launch_forward(problem, context.architecture(), workspace.mutable_data_ptr(), context.stream()));
     return output;
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// The fields of backends.problem.InvertedBottleneckGradients, in order; what nobody asked for is empty.
+Gradients inverted_bottleneck_backward(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
+                                       const Tensor& rstd, const Tensor& norm_weight, const Tensor& norm_bias,
+                                       const Tensor& expand_weight, const MaybeTensor& expand_bias,
+                                       const Tensor& compress_weight, const MaybeTensor& grn_gamma,
+                                       const MaybeTensor& grn_beta, bool needs_input, bool needs_norm,
+                                       bool needs_expand, bool needs_compress, bool) {
+    constexpr const char* op = "inverted_bottleneck_backward";
+    const Arguments given{input,           mean,        rstd, norm_weight, norm_bias, expand_weight,
+                          compress_weight, expand_bias, {},   grn_gamma,   grn_beta};
+    given.require_all(op);
+    const kernels::Extents extents = given.extents();
+    require_same_volume(op, "grad_output", grad_output, input, extents.outputs);
+    const CudaContext context(input);
+    require_plan(op, extents, grn_gamma.has_value(), true, context.architecture());
+
+    const Arguments arguments = given.dense();
+    const Tensor grads = in_format(grad_output, false);
+    const bool wants_hidden = needs_input || needs_norm || needs_expand;
+    // With GRN the hidden gradient is made of the compression's, and GRN's own fall out of them.
+    const bool wants_compress = needs_compress || grn_gamma.has_value();
+    const bool wants_grn = grn_gamma.has_value();
+    const auto floats = [&](bool wanted, std::initializer_list<std::int64_t> sizes) {
+        return wanted ? context.empty(input, sizes, ScalarType::Float) : context.empty(input, {0}, ScalarType::Float);
+    };
+    const auto address = [](bool wanted, Tensor& tensor) {
+        return wanted ? static_cast<float*>(tensor.mutable_data_ptr()) : nullptr;
+    };
+    Tensor grad =
+        needs_input ? context.empty_volume(
+                          input, {extents.batch, extents.channels, input.size(2), input.size(3), input.size(4)}, false)
+                    : context.empty(input, {0}, input.scalar_type());
+    Tensor grad_sum = floats(wants_hidden, {extents.batch, extents.channels});
+    Tensor grad_dot_normalized = floats(wants_hidden, {extents.batch, extents.channels});
+    Tensor grad_expand = floats(wants_hidden, {extents.hidden, extents.channels});
+    Tensor grad_expand_bias = floats(wants_hidden, {extents.hidden});
+    Tensor grad_compress = floats(wants_compress, {extents.outputs, extents.hidden});
+    Tensor grad_compress_bias = floats(wants_compress, {extents.outputs});
+    Tensor grad_gamma = floats(wants_grn, {extents.hidden});
+    Tensor grad_beta = floats(wants_grn, {extents.hidden});
+    if (wants_hidden || wants_compress) {
+        const kernels::BackwardProblem problem{arguments.bottleneck(),
+                                               grads.const_data_ptr(),
+                                               needs_input ? grad.mutable_data_ptr() : nullptr,
+                                               wants_hidden,
+                                               wants_compress,
+                                               address(wants_hidden, grad_sum),
+                                               address(wants_hidden, grad_dot_normalized),
+                                               address(wants_hidden, grad_expand),
+                                               address(wants_hidden, grad_expand_bias),
+                                               address(wants_compress, grad_compress),
+                                               address(wants_compress, grad_compress_bias),
+                                               address(wants_grn, grad_gamma),
+                                               address(wants_grn, grad_beta)};
+        const std::int64_t bytes = kernels::backward_workspace_bytes(problem.bottleneck, context.architecture());
+        Tensor workspace = context.empty(input, {bytes}, ScalarType::Byte);
+        require_launched(op, kernels::launch_backward(problem, context.architecture(), workspace.mutable_data_ptr(),
+                                                      context.stream()));
+    }
+    return {grad,          grad_sum,           grad_dot_normalized, grad_expand, grad_expand_bias,
+            grad_compress, grad_compress_bias, grad_gamma,          grad_beta};
 }
 
 }  // namespace
 }  // namespace mednext_ops::bindings
 
 // Whether a kernel takes the shape on an architecture (10 * major + minor): the plan knows, and the backend asks.
-extern "C" __attribute__((visibility("default"))) int mednext_ops_inverted_bottleneck_fits(std::int64_t channels,
-                                                                                           std::int64_t hidden,
-                                                                                           std::int64_t outputs,
-                                                                                           int architecture) {
-    namespace kernels = mednext_ops::cuda::inverted_bottleneck;
-    return kernels::plan_forward({1, channels, hidden, outputs, 1}, architecture).has_value() ? 1 : 0;
+extern "C" __attribute__((visibility("default"))) int mednext_ops_inverted_bottleneck_fits(
+    std::int64_t channels, std::int64_t hidden, std::int64_t outputs, int grn, int backward, int architecture) {
+    const auto has_plan = mednext_ops::bindings::has_plan;
+    return has_plan({1, channels, hidden, outputs, 1}, grn != 0, backward != 0, architecture) ? 1 : 0;
 }
 
 MEDNEXT_OPS_CUDA_LIBRARY(library) {
     namespace bindings = mednext_ops::bindings;
     library.impl("inverted_bottleneck", TORCH_BOX(&bindings::inverted_bottleneck));
+    library.impl("inverted_bottleneck_backward", TORCH_BOX(&bindings::inverted_bottleneck_backward));
 }

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from mednext_ops import native
-from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, Problem, memory_format_of
+from mednext_ops.backends.problem import (
+    ConvGeometry,
+    GroupNormGradient,
+    InvertedBottleneckGradients,
+    InvertedBottleneckNeeds,
+    Problem,
+    memory_format_of,
+)
 
 __all__ = ["CudaKernels"]
 
@@ -22,6 +29,7 @@ _OPS = frozenset(
         "group_norm_backward",
         "group_norm_statistics",
         "inverted_bottleneck",
+        "inverted_bottleneck_backward",
     }
 )
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -65,17 +73,16 @@ class CudaKernels(ABC):
             return f"its {problem.op} runs on tensor cores, in 16 bits: for float32 the products of torch are as fast"
         if problem.channels_last:
             return f"it has no {problem.op} for channels_last_3d"
-        if "grn" in problem.flags:
-            return f"it has no {problem.op} with GRN"
         architecture = self.architecture()
         if architecture < 80:
             return f"its {problem.op} needs the tensor cores of sm_80 and newer, this is sm_{architecture}"
         channels = (problem.shape[1], problem.hidden_channels or 0, problem.out_channels or 0)
         fits = native.library_functions(self._library).mednext_ops_inverted_bottleneck_fits
-        if not fits(*map(ctypes.c_int64, channels), ctypes.c_int(architecture)):
+        grn, backward = "grn" in problem.flags, problem.op.endswith("backward")
+        if not fits(*map(ctypes.c_int64, channels), *map(ctypes.c_int, (grn, backward, architecture))):
             return (
-                f"the weights of {channels[0]} channels, {channels[1]} hidden and {channels[2]} output channels do not "
-                f"fit the shared memory of sm_{architecture}: large products are cuBLAS's"
+                f"{channels[0]} channels, {channels[1]} hidden and {channels[2]} output channels{' with GRN' * grn} do "
+                f"not fit the registers and shared memory of sm_{architecture}: large products are cuBLAS's"
             )
         return None
 
@@ -177,6 +184,30 @@ class CudaKernels(ABC):
             input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight, compress_bias,
             *(grn or (None, None)), residual,
         )  # fmt: skip
+
+    def inverted_bottleneck_backward(
+        self,
+        grad_output: torch.Tensor,
+        input: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+        norm_weight: torch.Tensor,
+        norm_bias: torch.Tensor,
+        expand_weight: torch.Tensor,
+        expand_bias: torch.Tensor | None,
+        compress_weight: torch.Tensor,
+        grn: Grn | None,
+        needs: InvertedBottleneckNeeds,
+    ) -> InvertedBottleneckGradients:
+        """The gradients that ``needs`` names, from the forward's inputs alone; those of parameters in float32."""
+        found = self._native.inverted_bottleneck_backward(
+            grad_output, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
+            *(grn or (None, None)), *needs,
+        )  # fmt: skip
+        hidden = needs.input or needs.norm or needs.expand
+        compress = needs.compress or grn is not None
+        wanted = (needs.input, *[hidden] * 4, *[compress] * 2, *[grn is not None] * 2)
+        return InvertedBottleneckGradients(*(t if want else None for t, want in zip(found, wanted, strict=True)))
 
 
 def _arguments(g: ConvGeometry) -> tuple[list[int], list[int], list[int], list[int], bool]:

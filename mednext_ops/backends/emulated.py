@@ -26,6 +26,7 @@ __all__ = [
     "group_norm_backward",
     "group_norm_statistics",
     "inverted_bottleneck",
+    "inverted_bottleneck_backward",
     "supports",
     "thread_order",
     "unavailable",
@@ -109,3 +110,4 @@ depthwise_conv3d = _kernels.depthwise_conv3d
 depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics
 depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward
 inverted_bottleneck = _kernels.inverted_bottleneck
+inverted_bottleneck_backward = _kernels.inverted_bottleneck_backward

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mednext_ops.backends.problem import Problem
+import mednext_ops as ops
+from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds, Problem
 
-from ..ops.eager import assert_within_twice
+from ..ops.eager import Block, assert_within_twice, grn
 
 DTYPES = [torch.bfloat16, torch.float16]
 # Channels, hidden and output channels: the variants' first stages with their ratios, down and up blocks, and shapes
@@ -27,7 +28,9 @@ SHAPES = [
     (20, 45, 9),
     (5, 10, 5),
 ]
+BACKWARD_SHAPES = [shape for shape in SHAPES if max(shape[0], shape[2]) <= 64]
 LARGE_SHAPES = [(64, 256, 64), (64, 512, 64), (128, 256, 64), (128, 256, 128), (100, 96, 72)]
+ALL = InvertedBottleneckNeeds(True, True, True, True, True)
 
 
 @dataclass
@@ -40,9 +43,11 @@ class Case:
     compress_weight: torch.Tensor
     compress_bias: torch.Tensor | None
     residual: torch.Tensor | None
+    gamma: torch.Tensor | None = None
+    beta: torch.Tensor | None = None
 
     @classmethod
-    def draw(cls, shape, size, batch, dtype, parameters=None, residual=True) -> Case:
+    def draw(cls, shape, size, batch, dtype, parameters=None, residual=True, grn=False) -> Case:
         channels, hidden, outputs = shape
         parameters = parameters or dtype
 
@@ -58,6 +63,8 @@ class Case:
             tensor(outputs, hidden, scale=hidden**-0.5),
             tensor(outputs, scale=0.2),
             tensor(batch, outputs, *size, dtype=dtype) if residual else None,
+            tensor(hidden) if grn else None,
+            tensor(hidden, scale=0.3) if grn else None,
         )
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,23 +74,115 @@ class Case:
     def to(self, dtype) -> Case:
         return Case(*(None if v is None else v.to(dtype) for v in vars(self).values()))
 
-    def eager(self) -> torch.Tensor:
+    def grn(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return None if self.gamma is None else (self.gamma, self.beta)
+
+    def normalized(self) -> torch.Tensor:
+        return F.group_norm(self.input, self.input.shape[1], self.norm_weight, self.norm_bias, 1e-5)
+
+    def eager(self, n: torch.Tensor | None = None) -> torch.Tensor:
         """PyTorch's own layers, in the dtype of the tensors."""
-        n = F.group_norm(self.input, self.input.shape[1], self.norm_weight, self.norm_bias, 1e-5)
+        n = self.normalized() if n is None else n
         hidden = F.gelu(F.conv3d(n, self.expand_weight[..., None, None, None], self.expand_bias))
+        if self.gamma is not None:
+            hidden = grn(hidden, self.gamma, self.beta)
         output = F.conv3d(hidden, self.compress_weight[..., None, None, None], self.compress_bias)
         return output if self.residual is None else output + self.residual
 
     def fused(self, backend) -> torch.Tensor:
         return backend.inverted_bottleneck(
             self.input, *self.statistics(), self.norm_weight, self.norm_bias, self.expand_weight, self.expand_bias,
-            self.compress_weight, self.compress_bias, None, self.residual,
+            self.compress_weight, self.compress_bias, self.grn(), self.residual,
+        )  # fmt: skip
+
+    def eager_gradients(self, grad_output: torch.Tensor) -> InvertedBottleneckGradients:
+        """What autograd makes of these layers in the dtype of the tensors; only the sums over them are in float64."""
+        names = ("expand_weight", "expand_bias", "compress_weight", "compress_bias", "gamma", "beta")
+        leaves = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
+        n = self.normalized().detach().requires_grad_()
+        output = replace(self, **leaves).eager(n)
+        grad, *found = torch.autograd.grad(output, (n, *leaves.values()), grad_output.to(output.dtype))
+        by_name = dict(zip(leaves, found, strict=True))
+        unit = F.group_norm(self.input.double(), self.input.shape[1], eps=1e-5)
+        return InvertedBottleneckGradients(
+            grad,
+            grad.double().sum((2, 3, 4)),
+            (grad.double() * unit).sum((2, 3, 4)),
+            *(by_name.get(name) for name in names),
+        )
+
+    def fused_gradients(self, backend, grad_output, needs=ALL) -> InvertedBottleneckGradients:
+        return backend.inverted_bottleneck_backward(
+            grad_output, self.input, *self.statistics(), self.norm_weight, self.norm_bias, self.expand_weight,
+            self.expand_bias, self.compress_weight, self.grn(), needs,
         )  # fmt: skip
 
 
 def check_forward(backend, case: Case) -> None:
     exact, theirs = case.to(torch.float64).eager(), case.to(case.input.dtype).eager()
     assert_within_twice(case.fused(backend), theirs, exact, "output")
+
+
+def check_backward(backend, case: Case) -> None:
+    channels = case.compress_weight.shape[0]
+    grad_output = torch.randn(len(case.input), channels, *case.input.shape[2:]).to(case.input.dtype)
+    exact = case.to(torch.float64).eager_gradients(grad_output)
+    theirs = case.to(case.input.dtype).eager_gradients(grad_output)
+    ours = case.fused_gradients(backend, grad_output)
+    for name, our, their, right in zip(ours._fields, ours, theirs, exact, strict=True):
+        if right is None:
+            assert our is None or case.grn() is None
+            continue
+        assert our.dtype == (case.input.dtype if name == "grad" else torch.float32), name
+        assert_within_twice(our, their, right, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", BACKWARD_SHAPES)
+def test_every_gradient_of_every_shape(emulated, shape, dtype):
+    check_backward(emulated, Case.draw(shape, (3, 6, 8), 2, dtype))
+
+
+def test_gradients_of_a_large_shape(emulated):
+    check_backward(emulated, Case.draw((64, 256, 64), (3, 4, 8), 1, torch.bfloat16))
+
+
+@pytest.mark.parametrize("size", [(1, 1, 2), (3, 5, 7), (1, 1, 63), (2, 3, 22), (1, 8, 8), (7, 7, 7)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gradients_of_any_extent_and_batch(emulated, size, batch):
+    check_backward(emulated, Case.draw((32, 64, 32), size, batch, torch.bfloat16))
+
+
+def test_gradients_with_float32_parameters_and_without_biases(emulated):
+    case = Case.draw((32, 96, 32), (3, 4, 8), 2, torch.float16, torch.float32)
+    check_backward(emulated, case)
+    check_backward(emulated, replace(case, expand_bias=None, compress_bias=None))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(32, 64, 32), (64, 192, 64), (20, 45, 9)])
+@pytest.mark.parametrize("size", [(3, 4, 8), (3, 5, 7)])
+def test_global_response_normalisation_forward_and_backward(emulated, size, shape, dtype):
+    case = Case.draw(shape, size, 2, dtype, grn=True)
+    check_forward(emulated, case)
+    check_backward(emulated, case)
+
+
+@pytest.mark.parametrize("with_grn", [False, True])
+def test_what_nobody_needs_is_left_out_and_changes_no_bit(emulated, with_grn):
+    case = Case.draw((32, 64, 32), (2, 5, 8), 2, torch.bfloat16, grn=with_grn)
+    grad_output = torch.randn(2, 32, 2, 5, 8).bfloat16()
+    complete = case.fused_gradients(emulated, grad_output)
+    for bits in range(32):
+        needs = InvertedBottleneckNeeds(*(bool(bits >> i & 1) for i in range(5)))
+        found = case.fused_gradients(emulated, grad_output, needs)
+        hidden = needs.input or needs.norm or needs.expand
+        assert (found.grad is None) == (not needs.input)
+        assert (found.grad_sum is None) == (found.expand_weight is None) == (not hidden)
+        assert (found.compress_weight is None) == (not needs.compress and not with_grn)
+        for name, part, whole in zip(found._fields, found, complete, strict=True):
+            assert part is None or torch.equal(part, whole), (needs, name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -128,7 +227,9 @@ def extremes() -> dict[str, Case]:
 
 @pytest.mark.parametrize("extreme", extremes())
 def test_extremes_of_the_norm(emulated, extreme):
-    check_forward(emulated, extremes()[extreme])
+    case = extremes()[extreme]
+    check_forward(emulated, case)
+    check_backward(emulated, case)
 
 
 @pytest.mark.parametrize("size", [(3, 9, 8), (2, 3, 31)])
@@ -138,6 +239,26 @@ def test_the_forward_has_the_same_bits_in_every_order(emulated, size):
     for order in ("reversed", "shuffled"):
         with emulated.thread_order(order, seed=5):
             assert torch.equal(case.fused(emulated), first)
+
+
+@pytest.mark.parametrize("with_grn", [False, True])
+def test_gradients_have_the_same_bits_in_every_order(emulated, with_grn):
+    case = Case.draw((32, 64, 32), (2, 9, 8), 2, torch.bfloat16, grn=with_grn)
+    grad_output = torch.randn(2, 32, 2, 9, 8).bfloat16()
+    first = case.fused_gradients(emulated, grad_output)
+    for order in ("reversed", "shuffled"):
+        with emulated.thread_order(order, seed=5):
+            again = case.fused_gradients(emulated, grad_output)
+        assert all(a is b is None or torch.equal(a, b) for a, b in zip(again, first, strict=True))
+
+
+def test_an_empty_batch_has_no_gradient(emulated):
+    case = Case.draw((32, 64, 32), (2, 2, 8), 0, torch.bfloat16)
+    case.statistics = lambda: (torch.zeros(0, 32), torch.ones(0, 32))
+    assert case.fused(emulated).shape == (0, 32, 2, 2, 8)
+    found = case.fused_gradients(emulated, torch.zeros(0, 32, 2, 2, 8).bfloat16())
+    assert found.grad.shape == (0, 32, 2, 2, 8)
+    assert not any(t.any() for t in (found.expand_weight, found.expand_bias, found.compress_weight))
 
 
 def test_slices_are_read_as_they_are_and_nothing_beside_them(emulated):
@@ -156,14 +277,14 @@ def problem(shape, dtype=torch.bfloat16, **details) -> Problem:
 
 def test_what_no_kernel_takes_is_declined_with_a_reason(emulated):
     assert emulated.supports(problem((64, 256, 64))) is None
-    assert "do not fit the shared memory of sm_90" in emulated.supports(problem((256, 512, 256)))
+    assert "not fit the registers and shared memory of sm_90" in emulated.supports(problem((256, 512, 256)))
     assert "tensor cores" in emulated.supports(problem((32, 64, 32), torch.float32))
     assert "channels_last_3d" in emulated.supports(problem((32, 64, 32), channels_last=True))
     with emulated.architecture(75):
         assert "sm_80 and newer" in emulated.supports(problem((32, 64, 32)))
     with emulated.architecture(86):
         assert emulated.supports(problem((64, 256, 64))) is None
-        assert "do not fit" in emulated.supports(problem((64, 512, 64)))
+        assert "not fit" in emulated.supports(problem((64, 512, 64)))
 
 
 @pytest.mark.parametrize(
@@ -183,3 +304,25 @@ def test_bad_input_gives_a_sentence(emulated, change, sentence):
     case = Case.draw((32, 64, 32), (2, 2, 8), 1, torch.bfloat16)
     with pytest.raises(RuntimeError, match=f"inverted_bottleneck: {sentence}"):
         replace(case, **change).fused(emulated)
+
+
+@pytest.mark.parametrize("with_grn", [False, True])
+@pytest.mark.parametrize(("form", "stride"), [("regular", (1, 1, 1)), ("down", (2, 2, 2)), ("up", (2, 2, 2))])
+def test_the_whole_block_runs_on_it(emulated, form, stride, with_grn):
+    block = Block.random(form, (3, 3, 3), (5, 6, 7), 2, 32, 64, with_grn, dtype=torch.bfloat16, device="cpu")
+    assert emulated.supports(problem((32, 64, 32))) is None
+    exact = block.to(torch.float64).leaves().eager(form, stride, 32)
+    theirs = block.eager(form, stride, 32)
+    with ops.use_backend("emulated", "reference"):
+        ours = block.ours(form, stride, 32)
+        grad_output = torch.randn_like(theirs)
+        our_gradients = torch.autograd.grad(ours, list(block.tensors().values()), grad_output)
+    assert_within_twice(ours, theirs, exact, "output")
+    wide = block.to(torch.float64).leaves()
+    exact_gradients = torch.autograd.grad(
+        wide.eager(form, stride, 32), list(wide.tensors().values()), grad_output.double()
+    )
+    their_gradients = torch.autograd.grad(theirs, list(block.tensors().values()), grad_output)
+    for name, our, their, right in zip(block.tensors(), our_gradients, their_gradients, exact_gradients, strict=True):
+        if name != "conv_bias":  # zero: what PyTorch computes of it is noise
+            assert_within_twice(our, their, right, name)

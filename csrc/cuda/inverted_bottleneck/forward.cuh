@@ -235,15 +235,9 @@ struct Forward {
 // The norm of a sample as scale and shift; zero where channels are filled up.
 __device__ inline void load_affine(const Bottleneck& p, std::int64_t sample, AffinePair* affine, int filled) {
     for (int i = threadIdx.x; i < filled; i += blockDim.x) {
-        float scale = 0.0f;
-        float shift = 0.0f;
-        if (i < p.extents.channels) {
-            const std::int64_t group = sample * p.groups + i / (p.extents.channels / p.groups);
-            scale = load_parameter(p.norm_weight, i) * p.rstd[group];
-            shift = fmaf(-p.mean[group], scale, load_parameter(p.norm_bias, i));
-        }
-        affine[i / 2].scale[i % 2] = scale;
-        affine[i / 2].shift[i % 2] = shift;
+        const ChannelNorm map = i < p.extents.channels ? norm_of(p, sample, i) : ChannelNorm{};
+        affine[i / 2].scale[i % 2] = map.scale;
+        affine[i / 2].shift[i % 2] = map.shift;
     }
 }
 

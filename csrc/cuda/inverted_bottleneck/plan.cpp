@@ -43,6 +43,15 @@ std::int64_t forward_shared_bytes(const ForwardPlan& plan, int warps) {
     return 2 * elements + 4 * (2 * c + o + 3 * h);
 }
 
+std::int64_t backward_shared_bytes(const BackwardPlan& plan) {
+    const std::int64_t c = plan.channels;
+    const std::int64_t o = plan.outputs;
+    const std::int64_t h = plan.hidden;
+    const std::int64_t elements =
+        h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) + (3 * c + 2 * o + h) * pitch_of(BackwardPlan::kVoxels);
+    return 2 * elements + 4 * (4 * c + 3 * h + BackwardPlan::kMaxWarps * 32);
+}
+
 }  // namespace
 
 std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture) {
@@ -59,6 +68,24 @@ std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture
     const std::int64_t blocks = kProcessors * ForwardPlan::blocks_per_processor(plan.channels, plan.outputs);
     const std::int64_t wanted = ceil_div(blocks, std::max<std::int64_t>(extents.batch, 1));
     plan.parts = static_cast<int>(std::clamp<std::int64_t>(ceil_div(plan.tiles, plan.warps), 1, wanted));
+    return plan;
+}
+
+std::optional<BackwardPlan> plan_backward(const Extents& extents, int architecture) {
+    BackwardPlan plan{};
+    if (architecture < 80 || extents.hidden > BackwardPlan::kRows * BackwardPlan::kMaxWarps) return std::nullopt;
+    // The accumulators of larger ones fill more registers than there are.
+    if (!choose_instance(extents, plan.channels, plan.outputs)) return std::nullopt;
+    if (plan.channels > 64 || plan.outputs > 64) return std::nullopt;
+    plan.hidden = static_cast<int>(round_up(extents.hidden, BackwardPlan::kRows));
+    const int groups = plan.hidden / BackwardPlan::kRows;
+    plan.splits = groups == 1 ? 4 : groups <= 3 ? 2 : 1;
+    if (backward_shared_bytes(plan) > most_shared_bytes(architecture)) return std::nullopt;
+
+    plan.tiles = ceil_div(extents.voxels, BackwardPlan::kVoxels);
+    const std::int64_t blocks = kProcessors * (plan.channels * plan.outputs <= 32 * 64 ? 2 : 1);
+    const std::int64_t wanted = ceil_div(blocks, std::max<std::int64_t>(extents.batch, 1));
+    plan.parts = static_cast<int>(std::clamp<std::int64_t>(plan.tiles, 1, wanted));
     return plan;
 }
 

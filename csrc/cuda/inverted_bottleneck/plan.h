@@ -48,7 +48,34 @@ struct ForwardPlan {
     std::int64_t tiles;     // a sample
 };
 
+// Backward, and GRN's sums of squares: the warps of a block share a tile of kVoxels voxels. Each owns 32 hidden
+// channels, and where these are few, a share of the voxels too.
+struct BackwardPlan {
+    static constexpr int kVoxels = 64;
+    static constexpr int kRows = 32;  // hidden channels of a warp: two fragments share what is loaded of the tile
+    static constexpr int kMaxWarps = 8;
+
+    int channels, outputs;  // of the instance
+    int hidden;             // filled up to whole warps
+    int splits;             // of the voxels of a tile
+    int parts;              // blocks a sample
+    std::int64_t tiles;     // a sample
+
+    constexpr int warps() const { return hidden / kRows * splits; }
+
+    // Sums that each split of a block leaves in the workspace, in this order: [H, C] of the hidden gradient times the
+    // normalised input, [H] of the hidden gradient; [H, O] of h times the output's gradient, [O] of the output's
+    // gradient; [H] of h squared.
+    constexpr std::int64_t normalized() const { return 0; }
+    constexpr std::int64_t hidden_sums() const { return normalized() + std::int64_t{hidden} * channels; }
+    constexpr std::int64_t compress() const { return hidden_sums() + hidden; }
+    constexpr std::int64_t output_sums() const { return compress() + std::int64_t{hidden} * outputs; }
+    constexpr std::int64_t squares() const { return output_sums() + outputs; }
+    constexpr std::int64_t sums() const { return squares() + hidden; }
+};
+
 // None where no instance is large enough, or the GPU's shared memory too small. `architecture` is 10 * major + minor.
 std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture);
+std::optional<BackwardPlan> plan_backward(const Extents& extents, int architecture);
 
 }  // namespace mednext_ops::cuda::inverted_bottleneck

@@ -37,4 +37,22 @@ struct ForwardProblem {
     void* output;          // [N, O, V]
 };
 
+// The gradients that are made; null where one is not. Of those of the hidden tensor and of the compression each all are
+// wanted or none, but for `grad`.
+struct BackwardProblem {
+    Bottleneck bottleneck;
+    const void* grad_output;  // [N, O, V]
+    void* grad;               // [N, C, V], of the normalised tensor, as are the first two of the hidden
+    bool wants_hidden;
+    bool wants_compress;         // always with GRN
+    float* grad_sum;             // [N, C]
+    float* grad_dot_normalized;  // [N, C]
+    float* expand_weight;        // [H, C]
+    float* expand_bias;          // [H]
+    float* compress_weight;      // [O, H]
+    float* compress_bias;        // [O]
+    float* grn_gamma;            // [H]
+    float* grn_beta;             // [H]
+};
+
 }  // namespace mednext_ops::cuda::inverted_bottleneck

@@ -1,0 +1,405 @@
+// The inverted bottleneck backward as matrix products over tiles of voxels, for fp16 and bf16, NCDHW, sm_80 and newer.
+//
+// A block walks over tiles of 64 voxels of one sample; each warp owns 32 hidden channels. They are the rows of the
+// first two products, so that what these leave in the registers is what the sums over the voxels take:
+//
+//     pre  [h, v] = W1 n + b1             W1 [h, c], n [c, v]
+//     dh   [h, v] = W2^T g                W2 [o, h], g [o, v]
+//     dpre        = dh gelu'(pre),  h = gelu(pre)                         in registers, 16 voxels at a time
+//     G    [h, c] += dpre yhat^T          yhat [c, v] = (x - mean) rstd     } accumulators of the warp
+//     dW2^T[h, o] += h g^T                                                  } for the whole walk
+//     dn   [c, v] = W1^T dpre             dpre from shared memory: here a warp owns 32 channels x 16 voxels
+//
+// Two barriers a tile: when n and yhat are there, and when dpre is. The input and gradient of the next tile are on
+// their way meanwhile. A block writes its sums to its own place of the workspace; the order of every sum follows from
+// the shape alone.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/copy.cuh"
+#include "../common/gelu.cuh"
+#include "../common/launch.h"
+#include "../common/mma.cuh"
+#include "../common/shared_memory.cuh"
+#include "backward.h"
+#include "weights.cuh"
+
+namespace mednext_ops::cuda::inverted_bottleneck {
+
+struct BackwardParameters {
+    Bottleneck bottleneck;
+    BackwardPlan plan;
+    BackwardPass pass;
+    bool vectors;  // rows of input and gradient begin at multiples of 16 bytes
+    bool pairs;    // those of `grad` at multiples of 4
+};
+
+template <typename T, int C, int O>
+struct Backward {
+    static constexpr int kVoxels = BackwardPlan::kVoxels;
+    static constexpr int kPitch = pitch_of(kVoxels);
+    static constexpr int kRows = BackwardPlan::kRows;
+    static constexpr int kFragments = kRows / 16;
+    static constexpr int kMaxThreads = BackwardPlan::kMaxWarps * kWarpSize;
+
+    struct Shared {
+        SharedLayout layout;
+        SharedArray<T> expand, compress;
+        SharedArray<T> input, normalized, unit, grad_output, grad_hidden;
+        SharedArray<ChannelNorm> norms;
+        SharedArray<float> expand_bias, gain, slope;
+        SharedArray<float> of_thread;
+
+        constexpr explicit Shared(int hidden)
+            : expand(layout.array<T>(hidden * pitch_of(C))),
+              compress(layout.array<T>(O * pitch_of(hidden))),
+              input(layout.array<T>(C * kPitch)),
+              normalized(layout.array<T>(C * kPitch)),
+              unit(layout.array<T>(C * kPitch)),
+              grad_output(layout.array<T>(2 * O * kPitch)),
+              grad_hidden(layout.array<T>(hidden * kPitch)),
+              norms(layout.array<ChannelNorm>(C)),
+              expand_bias(layout.array<float>(hidden)),
+              gain(layout.array<float>(hidden)),
+              slope(layout.array<float>(hidden)),
+              of_thread(layout.array<float>(kMaxThreads)) {}
+    };
+
+    // The sums of a warp over all voxels that it sees.
+    struct Sums {
+        float normalized[kFragments][C / 8][4] = {};
+        float compress[kFragments][O / 8][4] = {};
+        float hidden[kFragments][2] = {};  // rows g and g + 8 of a fragment, this lane's voxels
+        float squares[kFragments][2] = {};
+    };
+
+    // Calls `function(row, column)` for each eight voxels of a tile that are this thread's.
+    template <typename Function>
+    __device__ static void for_each_piece(int rows, Function&& function) {
+        for (int i = threadIdx.x; i < rows * (kVoxels / 8); i += blockDim.x) {
+            function(i / (kVoxels / 8), i % (kVoxels / 8) * 8);
+        }
+    }
+
+    // Starts to load a tile of a volume of one sample; elements one by one where rows are not aligned.
+    __device__ static void fetch(const T* volume, int rows, std::int64_t voxels, std::int64_t begin, bool vectors,
+                                 T* tile) {
+        for_each_piece(rows, [&](int row, int column) {
+            const T* from = volume + row * voxels + begin + column;
+            T* to = tile + row * kPitch + column;
+            const std::int64_t left = voxels - begin - column;
+            if (vectors) {
+                copy_async<16>(to, left > 0 ? from : volume, left > 0 ? 16 : 0);
+            } else {
+                for (int j = 0; j < 8; ++j) to[j] = j < left ? from[j] : from_float<T>(0.0f);
+            }
+        });
+    }
+
+    // n and yhat of the pieces that this thread fetched itself.
+    __device__ static void normalize(const T* input, int rows, const ChannelNorm* norms, T* normalized, T* unit) {
+        for_each_piece(rows, [&](int row, int column) {
+            const int at = row * kPitch + column;
+            const ChannelNorm norm = norms[row];
+            const auto x = *reinterpret_cast<const Vector<T, 8>*>(input + at);
+            Vector<T, 8> n;
+            Vector<T, 8> y;
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                const float value = to_float(x.element[j]);
+                n.element[j] = from_float<T>(fmaf(norm.scale, value, norm.shift));
+                y.element[j] = from_float<T>((value - norm.mean) * norm.rstd);
+            }
+            *reinterpret_cast<Vector<T, 8>*>(normalized + at) = n;
+            *reinterpret_cast<Vector<T, 8>*>(unit + at) = y;
+        });
+    }
+
+    // acc [32 rows, 16 voxels] += left [32, K] right [K, 16]; `right` has K rows of voxels.
+    template <int K, bool LeftTransposed>
+    __device__ static void multiply(const T* left, int left_pitch, const T* right, float (&acc)[kFragments][2][4]) {
+#pragma unroll
+        for (int k = 0; k < K; k += 16) {
+            unsigned b[4];
+            ldmatrix<4, true>(b, quarter(right + k * kPitch, kPitch, true));
+#pragma unroll
+            for (int f = 0; f < kFragments; ++f) {
+                unsigned a[4];
+                const T* block = left + (LeftTransposed ? k * left_pitch + 16 * f : 16 * f * left_pitch + k);
+                ldmatrix<4, LeftTransposed>(a, quarter(block, left_pitch, !LeftTransposed));
+#pragma unroll
+                for (int n = 0; n < 2; ++n) {
+                    const unsigned half[2] = {b[2 * n], b[2 * n + 1]};
+                    mma_m16n8k16<T>(acc[f][n], a, half);
+                }
+            }
+        }
+    }
+
+    // sums [32 rows, K] += left [32, 16 voxels] right^T; `right` has K rows of voxels.
+    template <int K>
+    __device__ static void accumulate(const unsigned (&left)[kFragments][4], const T* right,
+                                      float (&sums)[kFragments][K / 8][4]) {
+#pragma unroll
+        for (int n = 0; n < K / 8; n += 2) {
+            unsigned b[4];
+            ldmatrix(b, quarter(right + 8 * n * kPitch, kPitch, false));
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const unsigned operand[2] = {b[2 * half], b[2 * half + 1]};
+#pragma unroll
+                for (int f = 0; f < kFragments; ++f) mma_m16n8k16<T>(sums[f][n + half], left[f], operand);
+            }
+        }
+    }
+
+    // One tile of the gradient of the normalised tensor: [C, voxels] = expand^T [C, H] grad_hidden [H, voxels].
+    __device__ static void store_grad(const T* expand, const T* grad_hidden, int hidden, int channels,
+                                      std::int64_t voxels, std::int64_t begin, bool pairs, T* grad) {
+        const int lane = threadIdx.x % kWarpSize;
+        constexpr int kColumns = kVoxels / 16;
+        const int warps = blockDim.x / kWarpSize;
+        for (int i = threadIdx.x / kWarpSize; i < C / kRows * kColumns; i += warps) {
+            const int row = i / kColumns * kRows;
+            const int column = i % kColumns * 16;
+            float acc[kFragments][2][4] = {};
+            for (int k = 0; k < hidden; k += 32) {
+                multiply<32, true>(expand + k * pitch_of(C) + row, pitch_of(C), grad_hidden + k * kPitch + column, acc);
+            }
+#pragma unroll
+            for (int j = 0; j < 4 * kFragments; ++j) {  // fragment, its half of the voxels, its half of the rows
+                const int channel = row + j / 4 * 16 + j % 2 * 8 + lane / 4;
+                const std::int64_t voxel = begin + column + j / 2 % 2 * 8 + lane % 4 * 2;
+                if (channel >= channels) continue;
+                const float* values = acc[j / 4][j / 2 % 2] + 2 * (j % 2);
+                T* const to = grad + channel * voxels + voxel;
+                const Vector<T, 2> pair{{from_float<T>(values[0]), from_float<T>(values[1])}};
+                if (pairs) {
+                    if (voxel < voxels) *reinterpret_cast<Vector<T, 2>*>(to) = pair;
+                } else {
+                    if (voxel < voxels) to[0] = pair.element[0];
+                    if (voxel + 1 < voxels) to[1] = pair.element[1];
+                }
+            }
+        }
+    }
+
+    __device__ static float sum_of_quad(float value) {
+        value += __shfl_xor_sync(kFullWarp, value, 1);
+        return value + __shfl_xor_sync(kFullWarp, value, 2);
+    }
+
+    template <int K>
+    __device__ static void write(const float (&sums)[kFragments][K / 8][4], float* to) {
+        const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+        for (int f = 0; f < kFragments; ++f) {
+#pragma unroll
+            for (int n = 0; n < K / 8; ++n) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const int row = 16 * f + 8 * half + lane / 4;
+                    *reinterpret_cast<Vector<float, 2>*>(to + row * K + 8 * n + lane % 4 * 2) = {
+                        {sums[f][n][2 * half], sums[f][n][2 * half + 1]}};
+                }
+            }
+        }
+    }
+
+    __device__ static void write_rows(const float (&sums)[kFragments][2], float* to) {
+        const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+        for (int i = 0; i < 2 * kFragments; ++i) {
+            const float sum = sum_of_quad(sums[i / 2][i % 2]);
+            if (lane % 4 == 0) to[8 * i + lane / 4] = sum;
+        }
+    }
+};
+
+template <typename T, int C, int O>
+__global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
+    fused_backward(const __grid_constant__ BackwardParameters p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+    __trap();  // the planner does not come here
+#else
+    using Core = Backward<T, C, O>;
+    constexpr int kPitch = Core::kPitch;
+    constexpr int kFragments = Core::kFragments;
+    const BackwardPass& pass = p.pass;
+    const Extents& extents = p.bottleneck.extents;
+    const std::int64_t voxels = extents.voxels;
+    const int channels = static_cast<int>(extents.channels);
+    const int outputs = static_cast<int>(extents.outputs);
+    const int real_hidden = static_cast<int>(extents.hidden);
+    const int hidden = p.plan.hidden;
+    const std::int64_t sample = blockIdx.x / p.plan.parts;
+    const int part = blockIdx.x % p.plan.parts;
+    const int lane = threadIdx.x % kWarpSize;
+    const int groups = hidden / Core::kRows;
+    const int first_row = threadIdx.x / kWarpSize % groups * Core::kRows;
+    const int split = threadIdx.x / kWarpSize / groups;
+
+    const typename Core::Shared shared(hidden);
+    T* const expand = shared_array(shared.expand);
+    T* const compress = shared_array(shared.compress);
+    T* const input_tile = shared_array(shared.input);
+    T* const normalized = shared_array(shared.normalized);
+    T* const unit = shared_array(shared.unit);
+    T* const grad_tiles = shared_array(shared.grad_output);
+    T* const grad_hidden = shared_array(shared.grad_hidden);
+    ChannelNorm* const norms = shared_array(shared.norms);
+    float* const expand_bias = shared_array(shared.expand_bias);
+    float* const gain = shared_array(shared.gain);
+    float* const slope = shared_array(shared.slope);
+
+    const bool with_grad = pass.grad_output != nullptr;
+    const T* const input = static_cast<const T*>(p.bottleneck.input) + sample * channels * voxels;
+    const T* const grad_output = static_cast<const T*>(pass.grad_output) + (with_grad ? sample * outputs * voxels : 0);
+    const auto fetch = [&](std::int64_t tile, int stage) {
+        if (tile < p.plan.tiles) {
+            const std::int64_t begin = tile * Core::kVoxels;
+            Core::fetch(input, channels, voxels, begin, p.vectors, input_tile);
+            if (with_grad) {
+                Core::fetch(grad_output, outputs, voxels, begin, p.vectors, grad_tiles + stage * O * kPitch);
+            }
+        }
+        copy_async_commit();
+    };
+    fetch(part, 0);
+
+    // What is filled up is multiplied with zeros, and must be finite.
+    const auto clear = [&](T* tile, int begin, int end) {
+        for (int i = begin * kPitch + threadIdx.x; i < end * kPitch; i += blockDim.x) tile[i] = from_float<T>(0.0f);
+    };
+    clear(normalized, channels, C);
+    clear(unit, channels, C);
+    clear(grad_tiles, outputs, O);
+    clear(grad_tiles, O + outputs, 2 * O);
+    load_matrix(p.bottleneck.expand_weight, real_hidden, channels, expand, hidden, C);
+    load_matrix(p.bottleneck.compress_weight, outputs, real_hidden, compress, O, hidden);
+    load_vector(p.bottleneck.expand_bias, real_hidden, expand_bias, hidden);
+    if (pass.gain != nullptr) {
+        load_vector({pass.gain + sample * real_hidden, ScalarType::float32}, real_hidden, gain, hidden);
+        load_vector({pass.slope + sample * real_hidden, ScalarType::float32}, real_hidden, slope, hidden);
+    }
+    for (int i = threadIdx.x; i < channels; i += blockDim.x) {
+        norms[i] = norm_of(p.bottleneck, sample, i);
+    }
+    __syncthreads();
+
+    typename Core::Sums sums;
+    float output_sum = 0.0f;  // of row threadIdx % O, a share of the columns
+    int stage = 0;
+    for (std::int64_t tile = part; tile < p.plan.tiles; tile += p.plan.parts) {
+        const std::int64_t begin = tile * Core::kVoxels;
+        copy_async_wait<0>();
+        Core::normalize(input_tile, channels, norms, normalized, unit);
+        __syncthreads();
+        const T* const grad_tile = grad_tiles + stage * O * kPitch;
+        stage ^= 1;
+        fetch(tile + p.plan.parts, stage);
+
+        for (int column = 16 * split; column < Core::kVoxels; column += 16 * p.plan.splits) {
+            float pre[kFragments][2][4];
+            float dh[kFragments][2][4] = {};
+#pragma unroll
+            for (int i = 0; i < 8 * kFragments; ++i) {
+                pre[i / 8][i / 4 % 2][i % 4] = expand_bias[first_row + i / 8 * 16 + i % 4 / 2 * 8 + lane / 4];
+            }
+            Core::template multiply<C, false>(expand + first_row * pitch_of(C), pitch_of(C), normalized + column, pre);
+            if (pass.hidden) {
+                Core::template multiply<O, true>(compress + first_row, pitch_of(hidden), grad_tile + column, dh);
+            }
+
+            unsigned of_hidden[kFragments][4];  // h and dpre as left operands: rows hidden channels, columns voxels
+            unsigned of_grad[kFragments][4];
+            // Voxels of the volume from this lane's first one on.
+            const int left = static_cast<int>(min(voxels - begin, std::int64_t{Core::kVoxels})) - column - lane % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < 4 * kFragments; ++i) {  // pairs: fragment, half of the voxels, half of the rows
+                const int f = i / 4;
+                const int n = i / 2 % 2;
+                const int half = i % 2;
+                float& h0 = pre[f][n][2 * half];
+                float& h1 = pre[f][n][2 * half + 1];
+                float& d0 = dh[f][n][2 * half];
+                float& d1 = dh[f][n][2 * half + 1];
+                float slope0;
+                float slope1;
+                gelu_with_slope(h0, h1, slope0, slope1);
+                const int row = first_row + 16 * f + 8 * half + lane / 4;
+                const bool inside0 = 8 * n < left;
+                const bool inside1 = 8 * n + 1 < left;
+                if (pass.gain != nullptr) {
+                    d0 = fmaf(gain[row], d0, slope[row] * h0);
+                    d1 = fmaf(gain[row], d1, slope[row] * h1);
+                }
+                d0 = inside0 ? d0 * slope0 : 0.0f;
+                d1 = inside1 ? d1 * slope1 : 0.0f;
+                sums.hidden[f][half] += d0 + d1;
+                if (pass.squares) sums.squares[f][half] += (inside0 ? h0 * h0 : 0.0f) + (inside1 ? h1 * h1 : 0.0f);
+                of_hidden[f][2 * n + half] = pack(from_float<T>(h0), from_float<T>(h1));
+                of_grad[f][2 * n + half] = pack(from_float<T>(d0), from_float<T>(d1));
+                if (pass.grad != nullptr) {
+                    T* const to = grad_hidden + row * kPitch + column + 8 * n + 2 * (lane % 4);
+                    *reinterpret_cast<unsigned*>(to) = of_grad[f][2 * n + half];
+                }
+            }
+            if (pass.hidden) Core::template accumulate<C>(of_grad, unit + column, sums.normalized);
+            if (pass.compress) Core::template accumulate<O>(of_hidden, grad_tile + column, sums.compress);
+        }
+        if (pass.compress) {
+            const int segments = blockDim.x / O;
+            for (int piece = threadIdx.x / O; piece < Core::kVoxels / 8 && threadIdx.x / O < segments;
+                 piece += segments) {
+                const auto eight =
+                    *reinterpret_cast<const Vector<T, 8>*>(grad_tile + threadIdx.x % O * kPitch + 8 * piece);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) output_sum += to_float(eight.element[j]);
+            }
+        }
+        __syncthreads();
+        if (pass.grad != nullptr) {
+            Core::store_grad(expand, grad_hidden, hidden, channels, voxels, begin, p.pairs,
+                             static_cast<T*>(pass.grad) + sample * channels * voxels);
+        }
+    }
+    copy_async_wait<0>();
+
+    float* const partial = pass.partial + ((sample * p.plan.parts + part) * p.plan.splits + split) * p.plan.sums();
+    if (pass.hidden) {
+        Core::template write<C>(sums.normalized, partial + p.plan.normalized() + first_row * C);
+        Core::write_rows(sums.hidden, partial + p.plan.hidden_sums() + first_row);
+    }
+    if (pass.squares) Core::write_rows(sums.squares, partial + p.plan.squares() + first_row);
+    if (pass.compress) {
+        Core::template write<O>(sums.compress, partial + p.plan.compress() + first_row * O);
+        float* const of_thread = shared_array(shared.of_thread);
+        of_thread[threadIdx.x] = output_sum;
+        __syncthreads();
+        for (int i = threadIdx.x; i < O * p.plan.splits; i += blockDim.x) {  // the first split has all of them
+            float sum = 0.0f;
+            if (i < O) {
+                for (int j = i; j < static_cast<int>(blockDim.x / O) * O; j += O) sum += of_thread[j];
+            }
+            pass.partial[((sample * p.plan.parts + part) * p.plan.splits + i / O) * p.plan.sums() +
+                         p.plan.output_sums() + i % O] = sum;
+        }
+    }
+#endif
+}
+
+template <int C, int O>
+cudaError_t launch_backward_of_size(ScalarType type, const BackwardParameters& p, unsigned blocks,
+                                    cudaStream_t stream) {
+    const auto launch_type = [&]<typename T>() {
+        const typename Backward<T, C, O>::Shared shared(p.plan.hidden);
+        const auto threads = static_cast<unsigned>(p.plan.warps() * kWarpSize);
+        return launch<fused_backward<T, C, O>>({blocks, threads, shared.layout.bytes(), stream}, p);
+    };
+    return type == ScalarType::float16 ? launch_type.template operator()<__half>()
+                                       : launch_type.template operator()<__nv_bfloat16>();
+}
+
+}  // namespace mednext_ops::cuda::inverted_bottleneck

@@ -1,0 +1,230 @@
+// Small sums over what the blocks of the fused backward have left: [N, sums], a few thousand of them a sample.
+//
+// With G = sum_v dpre yhat^T [H, C] and s = sum_v dpre [H] of a sample (facts of GroupNorm, all exact):
+//
+//     expand_weight = sum_n G diag(gamma) + s beta^T       grad_sum            = W1^T s
+//     expand_bias   = sum_n s                              grad_dot_normalized = diag(W1^T G)
+//
+// and with GRN the compression sees h (1 + gamma nx) + beta, so that its gradient is made of that of h.
+#include "parameter_gradients.h"
+
+#include <climits>
+
+#include "../common/launch.h"
+#include "../common/parameter.cuh"
+#include "../common/shared_memory.cuh"
+#include "../common/warp.h"
+
+namespace mednext_ops::cuda::inverted_bottleneck {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarpSize;
+
+// Adds a value of each warp, lane by lane and in the order of the warps; the result is in warp 0.
+__device__ inline double add_warps(double (&of_warp)[kWarps][kWarpSize], double value) {
+    const int lane = threadIdx.x % kWarpSize;
+    const int warp = threadIdx.x / kWarpSize;
+    of_warp[warp][lane] = value;
+    __syncthreads();
+    if (warp == 0) {
+        for (int other = 1; other < kWarps; ++other) value += of_warp[other][lane];
+    }
+    __syncthreads();
+    return value;
+}
+
+// A block owns 32 adjacent sums of a sample, one a lane; its warps share the parts.
+__global__ void __launch_bounds__(kThreads)
+    add_parts(const float* __restrict__ partial, std::int64_t parts, std::int64_t stride, std::int64_t begin,
+              std::int64_t count, float* __restrict__ sums) {
+    const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * kWarpSize + threadIdx.x % kWarpSize;
+    const std::int64_t sample = blockIdx.y;
+    double sum = 0.0;
+    if (mine < count) {
+#pragma unroll 4
+        for (std::int64_t part = threadIdx.x / kWarpSize; part < parts; part += kWarps) {
+            sum += partial[(sample * parts + part) * stride + begin + mine];
+        }
+    }
+    MEDNEXT_OPS_SHARED(of_warp, double[kWarps][kWarpSize]);
+    sum = add_warps(of_warp, sum);
+    if (threadIdx.x < kWarpSize && mine < count) sums[sample * stride + begin + mine] = static_cast<float>(sum);
+}
+
+// Sum over the threads of a block, in a tree; the same in every thread.
+__device__ inline float add_threads(float (&of_thread)[kThreads], float value) {
+    of_thread[threadIdx.x] = value;
+    __syncthreads();
+    for (int distance = kThreads / 2; distance > 0; distance /= 2) {
+        if (static_cast<int>(threadIdx.x) < distance) of_thread[threadIdx.x] += of_thread[threadIdx.x + distance];
+        __syncthreads();
+    }
+    const float sum = of_thread[0];
+    __syncthreads();
+    return sum;
+}
+
+// A block is a sample, a thread a hidden channel.
+__global__ void __launch_bounds__(kThreads)
+    global_response(const __grid_constant__ Bottleneck p, const __grid_constant__ BackwardPlan plan, bool gradients,
+                    const float* __restrict__ sums, const __grid_constant__ GlobalResponse response) {
+    constexpr float kEps = 1e-6f;  // keeps the division finite (ConvNeXt V2, equation 2)
+    const int h = threadIdx.x;
+    const auto hidden = static_cast<int>(p.extents.hidden);
+    const bool inside = h < hidden;
+    const float* const of_sample = sums + blockIdx.x * plan.sums();
+    const std::int64_t to = static_cast<std::int64_t>(blockIdx.x) * hidden + h;
+    MEDNEXT_OPS_SHARED(of_thread, float[kThreads]);
+
+    const float norm = inside ? sqrtf(of_sample[plan.squares() + h]) : 0.0f;
+    const float mean = add_threads(of_thread, norm) / static_cast<float>(hidden);
+    const float denominator = mean + kEps;
+    const float normalized = norm / denominator;
+    const float gamma = inside ? load_parameter(p.grn_gamma, h) : 0.0f;
+    if (inside) response.gain[to] = fmaf(gamma, normalized, 1.0f);
+    if (!gradients) return;
+
+    // The sum over the voxels of the hidden gradient times h, without a pass over them: the compression is linear.
+    float dot = 0.0f;
+    for (int o = 0; inside && o < p.extents.outputs; ++o) {
+        const float weight = load_parameter(p.compress_weight, static_cast<std::int64_t>(o) * hidden + h);
+        dot = fmaf(of_sample[plan.compress() + h * plan.outputs + o], weight, dot);
+    }
+    const float by_normalized = gamma * dot;
+    const float mean_product = add_threads(of_thread, by_normalized * norm) / static_cast<float>(hidden);
+    const float by_norm = by_normalized / denominator - mean_product / (denominator * denominator);
+    if (!inside) return;
+    response.slope[to] = norm > 0.0f ? by_norm / norm : 0.0f;  // the norm has no slope where h is zero throughout
+    response.by_gamma[to] = normalized * dot;
+}
+
+// Gradients of the parameters, an element a thread, those of all tensors one after another.
+__global__ void __launch_bounds__(kThreads)
+    parameter_gradients(const __grid_constant__ BackwardProblem p, const __grid_constant__ BackwardPlan plan,
+                        const float* __restrict__ sums, const __grid_constant__ GlobalResponse response) {
+    const Extents& extents = p.bottleneck.extents;
+    const std::int64_t channels = extents.channels;
+    const std::int64_t hidden = extents.hidden;
+    const std::int64_t outputs = extents.outputs;
+    const bool grn = p.bottleneck.grn_gamma.data != nullptr;
+    std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    const auto add_samples = [&](auto&& of_sample) {
+        double sum = 0.0;
+        for (std::int64_t n = 0; n < extents.batch; ++n) sum += of_sample(sums + n * plan.sums(), n);
+        return static_cast<float>(sum);
+    };
+    if (p.wants_hidden) {
+        if (i < hidden * channels) {
+            const std::int64_t h = i / channels;
+            const std::int64_t c = i % channels;
+            const double scale = load_parameter(p.bottleneck.norm_weight, c);
+            const double shift = load_parameter(p.bottleneck.norm_bias, c);
+            p.expand_weight[i] = add_samples([&](const float* of_sample, std::int64_t) {
+                return scale * of_sample[plan.normalized() + h * plan.channels + c] +
+                       shift * of_sample[plan.hidden_sums() + h];
+            });
+            return;
+        }
+        i -= hidden * channels;
+        if (i < hidden) {
+            p.expand_bias[i] = add_samples([&](const float* of_sample, std::int64_t) {
+                return static_cast<double>(of_sample[plan.hidden_sums() + i]);
+            });
+            return;
+        }
+        i -= hidden;
+    }
+    if (!p.wants_compress) return;
+    if (i < outputs * hidden) {
+        const std::int64_t o = i / hidden;
+        const std::int64_t h = i % hidden;
+        const double beta = grn ? load_parameter(p.bottleneck.grn_beta, h) : 0.0;
+        p.compress_weight[i] = add_samples([&](const float* of_sample, std::int64_t n) {
+            const double product = of_sample[plan.compress() + h * plan.outputs + o];
+            return grn ? product * response.gain[n * hidden + h] + beta * of_sample[plan.output_sums() + o] : product;
+        });
+        return;
+    }
+    i -= outputs * hidden;
+    if (i < outputs) {
+        p.compress_bias[i] = add_samples([&](const float* of_sample, std::int64_t) {
+            return static_cast<double>(of_sample[plan.output_sums() + i]);
+        });
+        return;
+    }
+    i -= outputs;
+    if (!grn || i >= hidden) return;
+    p.grn_gamma[i] = add_samples(
+        [&](const float*, std::int64_t n) { return static_cast<double>(response.by_gamma[n * hidden + i]); });
+    p.grn_beta[i] = add_samples([&](const float* of_sample, std::int64_t) {
+        double sum = 0.0;
+        for (std::int64_t o = 0; o < outputs; ++o) {
+            const double weight = load_parameter(p.bottleneck.compress_weight, o * hidden + i);
+            sum += weight * of_sample[plan.output_sums() + o];
+        }
+        return sum;
+    });
+}
+
+// Sums of the gradient of the normalised tensor: a block owns 32 channels of a sample, its warps share the hidden ones.
+__global__ void __launch_bounds__(kThreads)
+    norm_sums(const __grid_constant__ BackwardProblem p, const __grid_constant__ BackwardPlan plan,
+              const float* __restrict__ sums) {
+    const std::int64_t channels = p.bottleneck.extents.channels;
+    const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kWarpSize + threadIdx.x % kWarpSize;
+    const float* const of_sample = sums + blockIdx.y * plan.sums();
+    double sum = 0.0;
+    double dot = 0.0;
+    if (c < channels) {
+        for (std::int64_t h = threadIdx.x / kWarpSize; h < p.bottleneck.extents.hidden; h += kWarps) {
+            const double weight = load_parameter(p.bottleneck.expand_weight, h * channels + c);
+            sum += weight * of_sample[plan.hidden_sums() + h];
+            dot += weight * of_sample[plan.normalized() + h * plan.channels + c];
+        }
+    }
+    MEDNEXT_OPS_SHARED(of_warp, double[kWarps][kWarpSize]);
+    sum = add_warps(of_warp, sum);
+    dot = add_warps(of_warp, dot);
+    if (threadIdx.x < kWarpSize && c < channels) {
+        p.grad_sum[blockIdx.y * channels + c] = static_cast<float>(sum);
+        p.grad_dot_normalized[blockIdx.y * channels + c] = static_cast<float>(dot);
+    }
+}
+
+// Samples are the grid's second dimension.
+constexpr std::int64_t kMaxSamples = 65535;
+
+}  // namespace
+
+cudaError_t launch_add_parts(const BackwardPlan& plan, std::int64_t batch, std::int64_t begin, std::int64_t end,
+                             const float* partial, float* sums, cudaStream_t stream) {
+    const std::int64_t count = end - begin;
+    if (batch == 0 || count == 0) return cudaSuccess;
+    if (batch > kMaxSamples) return cudaErrorInvalidConfiguration;
+    const dim3 grid(static_cast<unsigned>(ceil_div(count, kWarpSize)), static_cast<unsigned>(batch));
+    const std::int64_t parts = std::int64_t{plan.parts} * plan.splits;
+    return launch<add_parts>({grid, kThreads, 0, stream}, partial, parts, plan.sums(), begin, count, sums);
+}
+
+cudaError_t launch_global_response(const Bottleneck& bottleneck, const BackwardPlan& plan, bool gradients,
+                                   const float* sums, const GlobalResponse& response, cudaStream_t stream) {
+    static_assert(BackwardPlan::kRows * BackwardPlan::kMaxWarps <= kThreads, "a thread a hidden channel");
+    const auto samples = static_cast<unsigned>(bottleneck.extents.batch);
+    if (samples == 0) return cudaSuccess;
+    return launch<global_response>({samples, kThreads, 0, stream}, bottleneck, plan, gradients, sums, response);
+}
+
+cudaError_t launch_parameter_gradients(const BackwardProblem& problem, const BackwardPlan& plan, const float* sums,
+                                       const GlobalResponse& response, cudaStream_t stream) {
+    const Extents& e = problem.bottleneck.extents;
+    if (e.batch > kMaxSamples) return cudaErrorInvalidConfiguration;
+    const std::int64_t elements = e.hidden * (e.channels + e.outputs + 2) + e.outputs;
+    cudaError_t error = launch<parameter_gradients>(
+        {static_cast<unsigned>(ceil_div(elements, kThreads)), kThreads, 0, stream}, problem, plan, sums, response);
+    if (error != cudaSuccess || !problem.wants_hidden || e.batch == 0) return error;
+    const dim3 grid(static_cast<unsigned>(ceil_div(e.channels, kWarpSize)), static_cast<unsigned>(e.batch));
+    return launch<norm_sums>({grid, kThreads, 0, stream}, problem, plan, sums);
+}
+
+}  // namespace mednext_ops::cuda::inverted_bottleneck
