@@ -64,6 +64,7 @@ CLEAN = {
     "test_group_norm.py": "not order",
     "test_depthwise_convolution.py": "random and (0 or 7) and not 1",
     "test_banded_convolution.py": "dtype0 and (every_kernel or data_gradient or statistics) or tile or padding",
+    "test_banded_weight_gradient.py": "dtype0 and (every_kernel or written_out) or tile or padding",
 }
 
 

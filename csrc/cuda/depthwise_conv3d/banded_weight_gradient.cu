@@ -5,8 +5,8 @@
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-#define MEDNEXT_OPS_INSTANCE(KD, K)                                                                          \
-    extern template cudaError_t launch_banded_weight_gradient_of_size<KD, K>(                                \
+#define MEDNEXT_OPS_INSTANCE(KD, K)                                           \
+    extern template cudaError_t launch_banded_weight_gradient_of_size<KD, K>( \
         ScalarType, const WeightGradientParameters&, unsigned, cudaStream_t)
 MEDNEXT_OPS_INSTANCE(3, 3);
 MEDNEXT_OPS_INSTANCE(5, 5);
@@ -38,14 +38,8 @@ cudaError_t encode_planes(const WeightGradientProblem& p, const Triple& size, co
 
 cudaError_t make_source(const WeightGradientProblem& p, const Triple& size, const PlaneLayout& layout, Fill fill,
                         const void* data, const AffineGradient& affine, PlaneSource* source) {
-    *source = {data,
-               affine,
-               fill,
-               static_cast<int>(size.d),
-               static_cast<int>(size.h),
-               static_cast<int>(size.w),
-               {},
-               {}};
+    *source = {data, affine, fill, static_cast<int>(size.d), static_cast<int>(size.h), static_cast<int>(size.w),
+               {},   {}};
     if (fill != Fill::boxes) return cudaSuccess;
     const cudaError_t error = encode_planes(p, size, layout, data, &source->box);
     if (error != cudaSuccess || !affine.given()) return error;
@@ -65,12 +59,14 @@ cudaError_t launch_banded_weight_gradient(const WeightGradientProblem& p, const 
     const AffineGradient none{};
     const AffineGradient& of_small = p.large_is_gradient ? none : p.affine;
     const AffineGradient& of_large = p.large_is_gradient ? p.affine : none;
-    WeightGradientParameters parameters{};
-    cudaError_t error = make_source(p, p.small_size, tile.small_planes(k, of_small.given()), tile.fill, p.small,
-                                    of_small, &parameters.small);
+    WeightGradientParameters parameters{.small = {},
+                                        .large = {},
+                                        .small_planes = tile.small_planes(k, of_small.given()),
+                                        .large_planes = tile.large_planes(k, of_large.given())};
+    cudaError_t error =
+        make_source(p, p.small_size, parameters.small_planes, tile.fill, p.small, of_small, &parameters.small);
     if (error != cudaSuccess) return error;
-    error = make_source(p, p.large_size, tile.large_planes(k, of_large.given()), tile.fill, p.large, of_large,
-                        &parameters.large);
+    error = make_source(p, p.large_size, parameters.large_planes, tile.fill, p.large, of_large, &parameters.large);
     if (error != cudaSuccess) return error;
     parameters.pad_d = static_cast<int>(p.geometry.padding.d);
     parameters.pad_h = static_cast<int>(p.geometry.padding.h);

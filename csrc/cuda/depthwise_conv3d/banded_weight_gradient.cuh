@@ -12,8 +12,9 @@
 // patches and planes that a warp meets. K = 7 fills 98 of the 128 elements of C with taps, 5 fills 75, 3 fills 36.
 //
 // The order of kappa is free as long as A and B agree: a lane's four elements of a row are neighbours, 4 t to 4 t + 3
-// (t = lane % 4), so B is one load of 8 bytes. Rows m and m + 8 of A belong to the same lanes and are a shift by an even
-// number and the next, odd one: three words, of which the odd row is cut, instead of a second copy of x one element off.
+// (t = lane % 4), so B is one load of 8 bytes. Rows m and m + 8 of A belong to the same lanes and are a shift by an
+// even number and the next, odd one: three words, of which the odd row is cut, instead of a second copy of x one
+// element off.
 //
 //         m = 0..7, even shift      |  x0 x1 |  x2 x3 |                 w0 + 4 t + shift: a multiple of 4 bytes
 //         m + 8, one further             | x1 x2 | x3 x4 |
@@ -31,7 +32,6 @@
 
 #include "../common/launch.h"
 #include "../common/mma.cuh"
-#include "../common/opaque.cuh"
 #include "../common/scalar_types.cuh"
 #include "../common/shared_memory.cuh"
 #include "banded_weight_gradient.h"
@@ -41,6 +41,7 @@ namespace mednext_ops::cuda::depthwise_conv3d {
 
 struct WeightGradientParameters {
     PlaneSource small, large;
+    PlaneLayout small_planes, large_planes;
     int pad_d, pad_h;
     std::int64_t channels;
     WeightGradientTile tile;
@@ -58,8 +59,15 @@ struct BandedWeightGradient {
     static constexpr int kRows = WeightGradientTile::patch_rows(K);
     static constexpr int kPatches = WeightGradientTile::most_patches(KD);
     static constexpr int kMostThreads = WeightGradientTile::kMostWarps * kWarpSize;
-    // Two blocks hide each other's barriers and leave 128 registers a thread.
+    // Two blocks hide each other's barriers and leave 128 registers a thread. For Blackwell ptxas keeps in those what
+    // it finds uniform for sm_90, and would spill: there one block has to do.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+    static constexpr int kBlocksPerProcessor = 1;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+    static constexpr int kBlocksPerProcessor = KD == 7 ? 1 : 2;
+#else
     static constexpr int kBlocksPerProcessor = 2;
+#endif
     // Products that follow each other must not wait for each other's sum: at least four lie between them.
     static constexpr int kSets = KD == 1 ? 4 : KD == 3 ? 2 : 1;
     static constexpr int kSmallRows = WeightGradientTile::kSmallRows;
@@ -77,6 +85,15 @@ struct BandedWeightGradient {
         return odd == 0 ? OperandRow{1, i == kPairs ? 4 : 6} : OperandRow{i == kPairs ? 0 : 2, 4};
     }
 
+    // ---- load ----
+
+    // Where a lane finds its elements of the warp's first patch in a plane, in bytes.
+    struct Places {
+        unsigned large, large_alone;  // of row lane / 4, and of row lane / 4 + 8
+        unsigned small;
+        unsigned cut;  // how row lane / 4 + 8 is made of the words: see load_large
+    };
+
     struct Shared {
         SharedLayout layout;
         SharedArray<unsigned char> large, small;
@@ -91,32 +108,21 @@ struct BandedWeightGradient {
               small_full(layout.array<std::uint64_t>(small_plane.stages)) {}
     };
 
-    // ---- load ----
-
-    // Where a lane finds its elements of the warp's first patch in a plane, in bytes, and how far the next patch is.
-    struct Places {
-        int large, large_alone;  // of row lane / 4, and of row lane / 4 + 8
-        int small;
-        int large_step, small_step;
-        unsigned cut;  // how the row m + 8 is made of the words: see load_large
-
-        __device__ Places(const WeightGradientTile& tile, int large_pitch, int small_pitch) {
-            const int lane = threadIdx.x % kWarpSize;
-            const int warp = threadIdx.x / kWarpSize;
-            const int row = warp / tile.warps_w * tile.patches * kRows;
-            const int column = warp % tile.warps_w * WeightGradientTile::kPatchColumns + 4 * (lane % 4);
-            const auto in_large = [&](const OperandRow& at) {
-                return (row + at.row) * large_pitch * 16 + (column + at.kw - K / 2 + WeightGradientTile::kLargeHalo) * 2;
-            };
-            const bool paired = lane / 4 < kPairs;
-            large = in_large(operand_row(lane / 4));
-            large_alone = paired ? large + 4 : in_large(operand_row(lane / 4 + 8));
-            cut = paired ? 0x5432 : 0x7654;
-            small = (row + lane / 4) * small_pitch * 16 + column * 2;
-            large_step = kRows * large_pitch * 16;
-            small_step = kRows * small_pitch * 16;
-        }
-    };
+    __device__ static Places places_of(const WeightGradientParameters& p) {
+        const int lane = threadIdx.x % kWarpSize;
+        const int warp = threadIdx.x / kWarpSize;
+        const int row = warp / p.tile.warps_w * p.tile.patches * kRows;
+        const int column = warp % p.tile.warps_w * WeightGradientTile::kPatchColumns + 4 * (lane % 4);
+        const auto in_large = [&](const OperandRow& at) {
+            const int element = column + at.kw - K / 2 + WeightGradientTile::kLargeHalo;
+            return static_cast<unsigned>((row + at.row) * p.large_planes.row_pitch * 16 + element * 2);
+        };
+        const bool paired = lane / 4 < kPairs;
+        const unsigned large = in_large(operand_row(lane / 4));
+        return {large, paired ? large + 4 : in_large(operand_row(lane / 4 + 8)),
+                static_cast<unsigned>((row + lane / 4) * p.small_planes.row_pitch * 16 + column * 2),
+                paired ? 0x5432u : 0x7654u};
+    }
 
     template <int Words>
     __device__ static void load_words(unsigned (&words)[Words], const unsigned char* from) {
@@ -124,9 +130,10 @@ struct BandedWeightGradient {
         std::memcpy(words, &elements, sizeof(words));
     }
 
-    // The fragment of A: a pair of rows is three words, of which row m + 8 takes the upper half of one and the lower half
-    // of the next; rows that stand alone are two words each.
-    __device__ static void load_large(unsigned (&a)[4], const unsigned char* plane, int at, int at_alone, unsigned cut) {
+    // The fragment of A: a pair of rows is three words, of which row m + 8 takes the upper half of one and the lower
+    // half of the next; rows that stand alone are two words each.
+    __device__ static void load_large(unsigned (&a)[4], const unsigned char* plane, unsigned at, unsigned at_alone,
+                                      unsigned cut) {
         unsigned word[1];
         load_words(word, plane + at);
         a[0] = word[0];
@@ -149,13 +156,17 @@ struct BandedWeightGradient {
 
     // A plane of g comes to place Newest of those held, and a plane of x meets all of them.
     template <int Newest>
-    __device__ static void step(float (&acc)[kSets][KD][4], unsigned (&held)[kPatches][KD][2], const unsigned char* large,
-                                const unsigned char* small, const Places& places, int patches) {
+    __device__ static void step(float (&acc)[kSets][KD][4], unsigned (&held)[kPatches][KD][2],
+                                const unsigned char* large, const unsigned char* small, const Places& places,
+                                const WeightGradientParameters& p) {
+        const int patches = p.tile.patches;
+        const auto large_step = static_cast<unsigned>(kRows * p.large_planes.row_pitch * 16);
+        const auto small_step = static_cast<unsigned>(kRows * p.small_planes.row_pitch * 16);
 #pragma unroll
         for (int q = 0; q < kPatches; ++q) {
             if (q >= patches) continue;
             if (small != nullptr) {
-                load_words(held[q][Newest], small + places.small + q * places.small_step);
+                load_words(held[q][Newest], small + places.small + q * small_step);
             } else {
                 held[q][Newest][0] = held[q][Newest][1] = 0;
             }
@@ -168,7 +179,7 @@ struct BandedWeightGradient {
         for (int q = 0; q < kPatches; ++q) {
             if (q >= patches) continue;
             if (q + 1 < kPatches) {
-                const int ahead = min(q + 1, patches - 1) * places.large_step;
+                const unsigned ahead = static_cast<unsigned>(min(q + 1, patches - 1)) * large_step;
                 load_large(a[(q + 1) % 2], large, places.large + ahead, places.large_alone + ahead, places.cut);
             }
 #pragma unroll
@@ -226,26 +237,24 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
     using Core = BandedWeightGradient<T, KD, K>;
     const WeightGradientTile& tile = p.tile;
     const std::int64_t volume = blockIdx.x / tile.tiles();  // n * C + c
-    const int number = blockIdx.x % tile.tiles();           // neighbours along W and H, which share a halo, run together
+    const int number = blockIdx.x % tile.tiles();  // neighbours along W and H, which share a halo, run together
     const int w0 = number % tile.tiles_w * tile.columns();
     const int h0 = number / tile.tiles_w % tile.tiles_h * tile.rows(K);
     const int d0 = number / tile.tiles_w / tile.tiles_h * tile.depth;
     const int d1 = min(d0 + tile.depth, p.large.d);
 
-    const PlaneLayout large_layout = tile.large_planes(K, p.large.affine.given());
-    const PlaneLayout small_layout = tile.small_planes(K, p.small.affine.given());
-    const typename Core::Shared shared(large_layout, small_layout);
+    const typename Core::Shared shared(p.large_planes, p.small_planes);
 
     // Step z has plane z of x, from d0 on, and plane z + pd of g; the KD - 1 steps before bring g alone.
     const int begin = d0 - KD + 1;
-    PlaneRing<T, 2> large(p.large, large_layout, shared_array(shared.large), shared_array(shared.large_full), volume, h0,
-                          w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
-    PlaneRing<T, 2> small(p.small, small_layout, shared_array(shared.small), shared_array(shared.small_full), volume,
+    PlaneRing<T, 2> large(p.large, p.large_planes, shared_array(shared.large), shared_array(shared.large_full), volume,
+                          h0, w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
+    PlaneRing<T, 2> small(p.small, p.small_planes, shared_array(shared.small), shared_array(shared.small_full), volume,
                           h0 + p.pad_h - K + 1, w0, begin + p.pad_d, begin + p.pad_d, d1 + p.pad_d);
     PlaneRing<T, 2>::start(large, small);
     __syncthreads();
 
-    const typename Core::Places places(tile, large_layout.row_pitch, small_layout.row_pitch);
+    const typename Core::Places places = Core::places_of(p);
     float acc[Core::kSets][KD][4] = {};
     unsigned held[Core::kPatches][KD][2];
     int newest = 0;
@@ -255,9 +264,8 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
         __syncthreads();  // the planes are there, and nobody reads those before them any more
         const unsigned char* large_plane = large.turn();
         const unsigned char* small_plane = small.turn();
-        Core::at_place(newest, [&]<int Newest>() {
-            Core::template step<Newest>(acc, held, large_plane, small_plane, places, tile.patches);
-        });
+        Core::at_place(
+            newest, [&]<int Newest>() { Core::template step<Newest>(acc, held, large_plane, small_plane, places, p); });
         newest = newest + 1 == KD ? 0 : newest + 1;
     }
     large.finish();
@@ -279,9 +287,9 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
 }
 
 template <typename T, int KD, int K>
-cudaError_t launch_banded_weight_gradient_instance(const WeightGradientParameters& p, unsigned blocks, cudaStream_t stream) {
-    const typename BandedWeightGradient<T, KD, K>::Shared shared(p.tile.large_planes(K, p.large.affine.given()),
-                                                                p.tile.small_planes(K, p.small.affine.given()));
+cudaError_t launch_banded_weight_gradient_instance(const WeightGradientParameters& p, unsigned blocks,
+                                                   cudaStream_t stream) {
+    const typename BandedWeightGradient<T, KD, K>::Shared shared(p.large_planes, p.small_planes);
     const auto threads = static_cast<unsigned>(p.tile.warps() * kWarpSize);
     return launch<banded_weight_gradient<T, KD, K>>({blocks, threads, shared.layout.bytes(), stream}, p);
 }

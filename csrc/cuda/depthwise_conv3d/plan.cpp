@@ -135,7 +135,7 @@ constexpr double kCyclesAWaitingProduct = 10.0;
 // What begins and ends a block costs about as much as so many steps.
 constexpr int kStepsABlock = 4;
 
-// A chain of sums in one accumulator of a tensor core, which may truncate: at most 6 patches x 32 planes long.
+// A chain of sums in one accumulator of a tensor core, which may truncate: at most 5 patches x 32 planes long.
 constexpr int kMostDepth = 32;
 
 // Shared memory that a block may have on the architecture that has the least.
@@ -192,8 +192,7 @@ WeightGradientTile weight_gradient_tile(const WeightGradientProblem& p) {
                 // Also where the larger one is a gradient that is computed: two tensors a stage, and two planes of it.
                 const int most_bytes = 2 * (large.plane_bytes() + small.plane_bytes()) +
                                        4 * std::max(large.plane_bytes(), small.plane_bytes()) + kOtherBytes;
-                const bool fits =
-                    most_bytes <= kLeastSharedBytes && std::max(large.rows, small.rows) <= kMostBoxRows;
+                const bool fits = most_bytes <= kLeastSharedBytes && std::max(large.rows, small.rows) <= kMostBoxRows;
                 for (int depth = planes; fits && depth >= std::min(planes, 4); depth = depth * 3 / 4) {
                     tile.depth = depth;
                     tile.tiles_d = static_cast<int>(ceil_div(p.large_size.d, depth));

@@ -48,8 +48,8 @@ struct ConvolutionPlan {
 // general: as above. banded: 16-bit NCDHW at stride 1 on tensor cores.
 enum class WeightGradientCore { general, banded };
 
-// The tile of a block of threads of the banded weight gradient. A patch is 16 columns of a few rows of the large tensor,
-// with the rows of the small one that they meet; a warp has `patches` of them, one below the other.
+// The tile of a block of threads of the banded weight gradient. A patch is 16 columns of a few rows of the large
+// tensor, with the rows of the small one that they meet; a warp has `patches` of them, one below the other.
 struct WeightGradientTile {
     static constexpr int kMostWarps = 8;
     static constexpr int kPatchColumns = 16;
@@ -60,13 +60,13 @@ struct WeightGradientTile {
     // Rows of the large tensor in a patch.
     static constexpr int patch_rows(int kernel_h) { return kernel_h == 3 ? 4 : kernel_h == 5 ? 3 : 2; }
     // Patches of a warp that leave it enough registers.
-    static constexpr int most_patches(int kernel_d) { return kernel_d <= 3 ? 8 : kernel_d == 5 ? 6 : 4; }
+    static constexpr int most_patches(int kernel_d) { return kernel_d <= 3 ? 8 : kernel_d == 5 ? 5 : 4; }
 
     Fill fill;
     int warps_h, warps_w;  // of the block, rows and columns of warps
     int patches;
-    int stages;                // planes in flight or in use
-    int depth;                 // planes of the large tensor
+    int stages;  // planes in flight or in use
+    int depth;   // planes of the large tensor
     int tiles_d, tiles_h, tiles_w;
 
     constexpr int warps() const { return warps_h * warps_w; }
@@ -74,7 +74,8 @@ struct WeightGradientTile {
     constexpr int columns() const { return kPatchColumns * warps_w; }
     constexpr int rows(int kernel_h) const { return warps_h * patches * patch_rows(kernel_h); }
 
-    // Rows follow on in shared memory so that a warp's loads find each word in another bank: banded_weight_gradient.cuh.
+    // Rows follow on in shared memory so that a warp's loads find each word in another bank:
+    // banded_weight_gradient.cuh.
     constexpr PlaneLayout large_planes(int kernel_h, bool affine) const {
         const int octets = 2 * warps_w + 2 * kLargeHalo / 8;
         int pitch = octets;
@@ -85,7 +86,8 @@ struct WeightGradientTile {
     }
     constexpr PlaneLayout small_planes(int kernel_h, bool affine) const {
         const int octets = 2 * warps_w;
-        return {rows(kernel_h) - patch_rows(kernel_h) + kSmallRows, octets, octets + 2 - octets % 4, stages, affine, fill};
+        return {
+            rows(kernel_h) - patch_rows(kernel_h) + kSmallRows, octets, octets + 2 - octets % 4, stages, affine, fill};
     }
 };
 

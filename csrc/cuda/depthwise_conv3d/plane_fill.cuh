@@ -147,6 +147,7 @@ class PlaneRing {
         int column = static_cast<int>(thread) % chunks_per_row;
         const int rows_further = threads / chunks_per_row;
         const int columns_further = threads % chunks_per_row;
+#pragma unroll 1
         while (row < layout_.rows) {
             function(row * layout_.row_pitch * 16 + column * 8, h0_ + row, w0_ + column * kChunk);
             row += rows_further;
