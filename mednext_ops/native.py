@@ -29,6 +29,7 @@ __all__ = [
     "build_information",
     "compiled_facts",
     "covers",
+    "cpu_capabilities",
     "cuda_runtime_problem",
     "emulated_library",
     "libraries",
@@ -50,6 +51,10 @@ REINSTALL = "install mednext-ops again with pip install --force-reinstall --no-d
 _GEOMETRY = "int[3] stride, int[3] padding, int[3] dilation, int[3] output_padding, bool transposed"
 #: A gradient that may not be written out yet (backends.problem.GroupNormGradient): the last four are given, or None.
 _GRADIENT = "Tensor grad_output, Tensor? output, Tensor? scale, Tensor? slope, Tensor? offset"
+#: Statistics here are [N, C]: those of a group repeated for its channels.
+_AFFINE = "Tensor input, Tensor mean, Tensor rstd, Tensor weight, Tensor bias"
+#: The expansion, float32, with GroupNorm's weight and bias folded in.
+_HIDDEN = "Tensor input, Tensor mean, Tensor rstd, Tensor expand_folded, Tensor expand_bias"
 
 SCHEMAS = (
     "group_norm_statistics(Tensor input, int num_groups, float eps) -> (Tensor mean, Tensor rstd)",
@@ -59,6 +64,16 @@ SCHEMAS = (
     f"depthwise_conv3d_backward_data({_GRADIENT}, Tensor weight, int[3] input_size, {_GEOMETRY}, Tensor? add) "
     "-> Tensor",
     f"depthwise_conv3d_backward_weight({_GRADIENT}, Tensor input, int[3] kernel_size, {_GEOMETRY}) -> Tensor",
+    f"group_norm({_AFFINE}, bool gelu) -> Tensor",
+    f"group_norm_backward(Tensor grad_output, {_AFFINE}, bool gelu) "
+    "-> (Tensor grad, Tensor grad_sum, Tensor grad_dot_normalized)",
+    f"inverted_bottleneck({_HIDDEN}, Tensor compress_weight, Tensor compress_bias, Tensor? gain, Tensor? residual) "
+    "-> Tensor",
+    f"inverted_bottleneck_response(Tensor? grad_output, {_HIDDEN}) "
+    "-> (Tensor square_sums, Tensor output_sums, Tensor output_hidden)",
+    f"inverted_bottleneck_backward(Tensor grad_output, {_HIDDEN}, Tensor expand_weight, Tensor compress_weight, "
+    "Tensor? gain, Tensor? slope, bool needs_data, bool needs_hidden, bool needs_compress) -> (Tensor grad, "
+    "Tensor hidden_sums, Tensor normalized_hidden, Tensor output_sums, Tensor output_hidden)",
 )
 
 _FOLDER = Path(__file__).parent
@@ -211,6 +226,16 @@ def cuda_runtime_problem() -> str | None:
             f"CUDA {driver.value // 1000} toolkit on PATH and {REINSTALL}"
         )
     return None
+
+
+def cpu_capabilities() -> tuple[str, ...]:
+    """Which variants of the loaded CPU library's kernels this machine runs, best first.
+
+    The first one is taken, or the one that the environment variable MEDNEXT_OPS_CPU_CAPABILITY names.
+    """
+    library = ctypes.CDLL(str(_FOLDER / _states["cpu"].file))
+    library.mednext_ops_cpu_capabilities.restype = ctypes.c_char_p
+    return tuple(library.mednext_ops_cpu_capabilities().decode().split(", "))
 
 
 def covers(architectures: list[str], capability: tuple[int, int]) -> bool:
