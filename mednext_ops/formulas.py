@@ -13,8 +13,11 @@ import torch
 from mednext_ops.backends.problem import GroupNormGradient
 
 __all__ = [
+    "GlobalResponse",
     "accumulation_dtype",
     "bias_gradient",
+    "compression_gradients",
+    "expansion_gradients",
     "group_norm_affine",
     "group_norm_gradient",
     "per_channel",
@@ -87,6 +90,76 @@ def bias_gradient(gradient: GroupNormGradient, grad_sum: torch.Tensor, num_group
     sums = gradient.output.sum((2, 3, 4), dtype=grad_sum.dtype)
     voxels = math.prod(gradient.output.shape[2:])
     return (gradient.scale * grad_sum + gradient.slope * sums + gradient.offset * voxels).sum(0)
+
+
+#: Keeps the division of Global Response Normalisation finite (ConvNeXt V2, equation 2).
+GRN_EPS = 1e-6
+
+
+class GlobalResponse:
+    """Global Response Normalisation of a hidden tensor h [N, R, V]: ``h * gain + beta`` with ``gain`` [N, R].
+
+    ``gain = 1 + gamma * normalized``, and ``normalized`` is the norm of h over the voxels over its mean over R.
+    """
+
+    def __init__(self, square_sums: torch.Tensor, gamma: torch.Tensor) -> None:
+        self.gamma = gamma.to(square_sums.dtype)
+        self.norm = square_sums.sqrt()  # [N, R]
+        self.denominator = self.norm.mean(1, keepdim=True) + GRN_EPS  # [N, 1]
+        self.normalized = self.norm / self.denominator
+        self.gain = 1 + self.gamma * self.normalized
+
+    def slope(self, dot: torch.Tensor) -> torch.Tensor:
+        """[N, R]: the gradient of h is ``gain * grad + slope * h``, where ``dot = sum_v grad * h`` [N, R]."""
+        grad_normalized = self.gamma * dot
+        mean_part = (grad_normalized * self.norm).mean(1, keepdim=True) / self.denominator.square()
+        grad_norm = grad_normalized / self.denominator - mean_part
+        # The norm's gradient is h / norm, and zero where h is zero throughout.
+        return torch.where(self.norm > 0, grad_norm / self.norm, 0)
+
+
+def expansion_gradients(
+    hidden_sums: torch.Tensor,
+    hidden_normalized: torch.Tensor,
+    expand: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """What follows from two sums over the voxels of the expansion's gradient, by the fields' names.
+
+    ``hidden_sums`` [N, R] is that of the gradient alone, ``hidden_normalized`` [N, R, C] that of its products with
+    ``(input - mean) * rstd``; ``expand`` is the expansion's weight [R, C].
+    """
+    sums = hidden_sums.sum(0)
+    by_scale = hidden_normalized.sum(0) * norm_weight.to(sums.dtype)
+    return {
+        "grad_sum": hidden_sums @ expand,
+        "grad_dot_normalized": (hidden_normalized * expand).sum(1),
+        "expand_bias": sums,
+        "expand_weight": by_scale + torch.outer(sums, norm_bias.to(sums.dtype)),
+    }
+
+
+def compression_gradients(
+    output_sums: torch.Tensor,
+    output_hidden: torch.Tensor,
+    compress: torch.Tensor,
+    response: GlobalResponse | None,
+    grn_beta: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    """The same for two sums over the voxels of the output's gradient: alone [N, O], and times h [N, O, R]."""
+    sums = output_sums.sum(0)
+    if response is None or grn_beta is None:
+        return {"compress_weight": output_hidden.sum(0), "compress_bias": sums}
+    by_gain = (output_hidden * response.gain[:, None]).sum(0)
+    # The sum over the voxels of the hidden gradient times h: the compression is linear.
+    hidden_dot = (output_hidden * compress).sum(1)
+    return {
+        "compress_weight": by_gain + torch.outer(sums, grn_beta.to(sums.dtype)),
+        "compress_bias": sums,
+        "grn_gamma": (response.normalized * hidden_dot).sum(0),
+        "grn_beta": sums @ compress,
+    }
 
 
 def pointwise(weight: torch.Tensor, input: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ __all__ = [
     "build_information",
     "compiled_facts",
     "covers",
+    "cpu_capabilities",
     "cuda_runtime_problem",
     "emulated_library",
     "libraries",
@@ -62,6 +63,9 @@ _BOTTLENECK_GRADIENTS = (
     "Tensor grad, Tensor grad_sum, Tensor grad_dot_normalized, Tensor expand_weight, Tensor expand_bias, "
     "Tensor compress_weight, Tensor compress_bias, Tensor grn_gamma, Tensor grn_beta"
 )
+#: The same as the CPU library takes it: statistics are [N, C], those of a group repeated for its channels, and GroupNorm's
+#: weight and bias are folded into the expansion, in float32.
+_FOLDED = "Tensor input, Tensor mean, Tensor rstd, Tensor expand_folded, Tensor expand_bias"
 
 SCHEMAS = (
     "group_norm_statistics(Tensor input, int num_groups, float eps) -> (Tensor mean, Tensor rstd)",
@@ -79,6 +83,13 @@ SCHEMAS = (
     f"inverted_bottleneck_backward(Tensor grad_output, {_HIDDEN}, Tensor? grn_gamma, Tensor? grn_beta, "
     "bool needs_input, bool needs_norm, bool needs_expand, bool needs_compress, bool needs_grn) "
     f"-> ({_BOTTLENECK_GRADIENTS})",
+    f"inverted_bottleneck_folded({_FOLDED}, Tensor compress_weight, Tensor compress_bias, Tensor? gain, "
+    "Tensor? residual) -> Tensor",
+    f"inverted_bottleneck_folded_response(Tensor? grad_output, {_FOLDED}) "
+    "-> (Tensor square_sums, Tensor output_sums, Tensor output_hidden)",
+    f"inverted_bottleneck_folded_backward(Tensor grad_output, {_FOLDED}, Tensor expand_weight, Tensor compress_weight, "
+    "Tensor? gain, Tensor? slope, bool needs_data, bool needs_hidden, bool needs_compress) -> (Tensor grad, "
+    "Tensor hidden_sums, Tensor normalized_hidden, Tensor output_sums, Tensor output_hidden)",
 )
 
 _FOLDER = Path(__file__).parent
@@ -237,6 +248,16 @@ def cuda_runtime_problem() -> str | None:
             f"CUDA {driver.value // 1000} toolkit on PATH and {REINSTALL}"
         )
     return None
+
+
+def cpu_capabilities() -> tuple[str, ...]:
+    """Which variants of the loaded CPU library's kernels this machine runs, best first.
+
+    The first one is taken, or the one that the environment variable MEDNEXT_OPS_CPU_CAPABILITY names.
+    """
+    library = ctypes.CDLL(str(_FOLDER / _states["cpu"].file))
+    library.mednext_ops_cpu_capabilities.restype = ctypes.c_char_p
+    return tuple(library.mednext_ops_cpu_capabilities().decode().split(", "))
 
 
 def covers(architectures: list[str], capability: tuple[int, int]) -> bool:

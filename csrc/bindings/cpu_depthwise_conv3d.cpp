@@ -172,17 +172,10 @@ Gradient gradient_of(const char* op, const Tensor& grad_output, const std::optio
             op, ": output, scale, slope and offset belong together: give all of them or none");
     Gradient gradient{dense(grad_output), std::nullopt, floats(scale), floats(slope), floats(offset), {}};
     if (output.has_value()) {
-        require(output->dim() == 5 && shape_of(*output) == shape_of(grad_output), op,
-                ": output must have the shape of grad_output, ", shape_of(grad_output), ", got ", shape_of(*output));
-        require(output->scalar_type() == grad_output.scalar_type(), op, ": output must have the type of grad_output, ",
-                torch::headeronly::toString(grad_output.scalar_type()), ", got ",
-                torch::headeronly::toString(output->scalar_type()));
-        for (const auto& [name, tensor] : {std::pair{"scale", &*scale}, {"slope", &*slope}, {"offset", &*offset}}) {
-            require(
-                tensor->dim() == 2 && tensor->size(0) == grad_output.size(0) && tensor->size(1) == grad_output.size(1),
-                op, ": ", name, " must be [N, C] = [", grad_output.size(0), ", ", grad_output.size(1), "], got ",
-                shape_of(*tensor));
-        }
+        require_same(op, "output", *output, "grad_output", grad_output);
+        require_per_channel(op, "scale", *scale, grad_output);
+        require_per_channel(op, "slope", *slope, grad_output);
+        require_per_channel(op, "offset", *offset, grad_output);
         gradient.output = dense(*output);
         gradient.source.output = gradient.output->volume;
     }
@@ -216,11 +209,7 @@ Tensor depthwise_conv3d_backward_data(const Tensor& grad_output, const std::opti
         new_volume(grad_output, grad_output.size(0), channels, input_size.data(), gradient.values.volume.channels_last);
     std::optional<DenseVolume> added;
     if (add.has_value()) {
-        require(add->dim() == 5 && shape_of(*add) == shape_of(result.tensor), op, ": add must be ",
-                shape_of(result.tensor), ", got ", shape_of(*add));
-        require(add->scalar_type() == grad_output.scalar_type(), op, ": add must have the type of grad_output, ",
-                torch::headeronly::toString(grad_output.scalar_type()), ", got ",
-                torch::headeronly::toString(add->scalar_type()));
+        require_same(op, "add", *add, "the gradient", result.tensor);
         added = dense(*add);
     }
     const Floats taps = floats(weight);

@@ -33,17 +33,6 @@ inline DenseVolume dense(const Tensor& tensor) {
              found.channels, found.voxels}};
 }
 
-// The same in the layout that is asked for: a second operand of a kernel that reads both alike.
-inline DenseVolume dense_in(const Tensor& tensor, bool channels_last) {
-    const DenseVolume found = dense(tensor);
-    if (found.volume.channels_last == channels_last) return found;
-    const MemoryFormat format = channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous;
-    const Tensor copy = torch::stable::contiguous(tensor, format);
-    return {copy,
-            {const_cast<void*>(copy.const_data_ptr()), cpu_scalar_type(copy), channels_last, found.volume.channels,
-             found.volume.voxels}};
-}
-
 // An uninitialised [N, C, D, H, W] of the type of `like`.
 inline DenseVolume new_volume(const Tensor& like, std::int64_t batch, std::int64_t channels, const std::int64_t* extent,
                               bool channels_last) {
@@ -54,6 +43,11 @@ inline DenseVolume new_volume(const Tensor& like, std::int64_t batch, std::int64
     return {tensor,
             {tensor.mutable_data_ptr(), cpu_scalar_type(tensor), channels_last, channels,
              extent[0] * extent[1] * extent[2]}};
+}
+
+inline DenseVolume new_volume_like(const Tensor& like, bool channels_last) {
+    const std::int64_t extent[] = {like.size(2), like.size(3), like.size(4)};
+    return new_volume(like, like.size(0), like.size(1), extent, channels_last);
 }
 
 // A parameter as contiguous floats; `tensor` keeps the memory alive.
@@ -73,6 +67,22 @@ inline std::optional<Floats> floats(const std::optional<Tensor>& tensor) {
 
 inline const float* data_of(const std::optional<Floats>& floats) {
     return floats.has_value() ? floats->data() : nullptr;
+}
+
+// A second volume that a kernel reads or adds beside `other`.
+inline void require_same(const char* op, const char* name, const Tensor& tensor, const char* other_name,
+                         const Tensor& other) {
+    require(tensor.dim() == 5 && shape_of(tensor) == shape_of(other), op, ": ", name, " must have the shape of ",
+            other_name, ", ", shape_of(other), ", got ", shape_of(tensor));
+    require(tensor.scalar_type() == other.scalar_type(), op, ": ", name, " must have the type of ", other_name, ", ",
+            torch::headeronly::toString(other.scalar_type()), ", got ",
+            torch::headeronly::toString(tensor.scalar_type()));
+}
+
+inline void require_per_channel(const char* op, const char* name, const Tensor& tensor, const Tensor& volume) {
+    require_floating_type(op, name, tensor);
+    require(tensor.dim() == 2 && tensor.size(0) == volume.size(0) && tensor.size(1) == volume.size(1), op, ": ", name,
+            " must be [N, C] = [", volume.size(0), ", ", volume.size(1), "], got ", shape_of(tensor));
 }
 
 }  // namespace mednext_ops::bindings

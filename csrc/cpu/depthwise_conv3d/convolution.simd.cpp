@@ -144,40 +144,45 @@ Compute compute_for(const Phase& phase) {
     return compute_any;
 }
 
-// Moments of a task's outputs, a channel a lane: float sums of a few blocks, shifted by the first value, then doubles.
+// Moments of a task's outputs, a channel a lane: those of a block around its own mean, merged as common/moments.h does.
 class MomentSums {
   public:
     MEDNEXT_OPS_INLINE void add(const Vector (&block)[kLanes], std::int64_t begin, std::int64_t end) {
-        if (count_ == 0) shift_ = block[begin];
-        Vector sum = {}, squares = {};
+        if (begin >= end) return;
+        const float count = static_cast<float>(end - begin);
+        Vector sum = {};
+        for (std::int64_t i = begin; i < end; ++i) sum += block[i];
+        const Vector centre = sum / count;
+        Vector offset = {}, squares = {};
         for (std::int64_t i = begin; i < end; ++i) {
-            const Vector shifted = block[i] - shift_;
-            sum += shifted;
-            squares = fma(shifted, shifted, squares);
+            const Vector deviation = block[i] - centre;
+            offset += deviation;
+            squares = fma(deviation, deviation, squares);
         }
+        const double seen = count_;
+        count_ += count;
+        const double share = count / count_;
         for (int lane = 0; lane < kLanes; ++lane) {
-            sum_[lane] += sum[lane];
-            squares_[lane] += squares[lane];
+            const double mean = static_cast<double>(centre[lane]) + static_cast<double>(offset[lane]) / count;
+            const double difference = mean - mean_[lane];
+            mean_[lane] += difference * share;
+            deviations_[lane] += static_cast<double>(squares[lane]) + difference * difference * seen * share;
         }
-        count_ += end - begin;
     }
 
     void write(Moments* to, std::int64_t channels, std::int64_t stride) const {
         for (std::int64_t lane = 0; lane < channels; ++lane) {
-            const double offset = count_ == 0 ? 0 : sum_[lane] / static_cast<double>(count_);
-            const double deviations = squares_[lane] - sum_[lane] * offset;
             Moments& moments = to[lane * stride];
-            moments.count = static_cast<double>(count_);
-            moments.mean = static_cast<double>(shift_[lane]) + offset;
-            moments.sum_squared_deviations = deviations < 0 ? 0.0 : deviations;
+            moments.count = count_;
+            moments.mean = mean_[lane];
+            moments.sum_squared_deviations = deviations_[lane];
         }
     }
 
   private:
-    std::int64_t count_ = 0;
-    Vector shift_ = {};
-    double sum_[kLanes] = {};
-    double squares_[kLanes] = {};
+    double count_ = 0;
+    double mean_[kLanes] = {};
+    double deviations_[kLanes] = {};
 };
 
 template <typename T>

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace mednext_ops::cpu {
 
@@ -21,33 +22,39 @@ extern const Kernels table;
 
 namespace {
 
-struct Capability {
-    const Kernels* table;
-    bool runs;
-};
-
-const Kernels& choose() {
+std::vector<const Kernels*> runnable() {
+    std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const Capability capabilities[] = {{&avx512::table, avx512}, {&avx2::table, avx2}, {&portable::table, true}};
-#else
-    const Capability capabilities[] = {{&portable::table, true}};
+    if (avx512) tables.push_back(&avx512::table);
+    if (avx2) tables.push_back(&avx2::table);
 #endif
+    tables.push_back(&portable::table);
+    return tables;
+}
+
+const Kernels& choose() {
     const char* variable = std::getenv("MEDNEXT_OPS_CPU_CAPABILITY");
     const std::string asked = variable == nullptr ? "" : variable;
-    std::string names;
-    for (const Capability& capability : capabilities) {
-        if (!capability.runs) continue;
-        if (asked.empty() || asked == capability.table->capability) return *capability.table;
-        names += (names.empty() ? "" : ", ") + std::string(capability.table->capability);
+    for (const Kernels* table : runnable()) {
+        if (asked.empty() || asked == table->capability) return *table;
     }
     throw std::runtime_error("the environment variable MEDNEXT_OPS_CPU_CAPABILITY is '" + asked +
-                             "'; this machine runs " + names);
+                             "'; this machine runs " + capabilities());
 }
 
 }  // namespace
+
+const char* capabilities() {
+    static const std::string names = [] {
+        std::string list;
+        for (const Kernels* table : runnable()) list += (list.empty() ? "" : ", ") + std::string(table->capability);
+        return list;
+    }();
+    return names.c_str();
+}
 
 const Kernels& kernels() {
     static const Kernels& chosen = choose();

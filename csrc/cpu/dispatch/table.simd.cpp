@@ -7,6 +7,14 @@ namespace mednext_ops::cpu::MEDNEXT_OPS_CAPABILITY {
 #define MEDNEXT_OPS_NAME(name) MEDNEXT_OPS_NAME_OF(name)
 
 extern const Kernels table;
-const Kernels table{MEDNEXT_OPS_NAME(MEDNEXT_OPS_CAPABILITY), kLanes, convolve, weight_gradient};
+const Kernels table{MEDNEXT_OPS_NAME(MEDNEXT_OPS_CAPABILITY),
+                    kLanes,
+                    convolve,
+                    weight_gradient,
+                    group_norm_affine,
+                    group_norm_gradient,
+                    bottleneck,
+                    bottleneck_response,
+                    bottleneck_backward};
 
 }  // namespace mednext_ops::cpu::MEDNEXT_OPS_CAPABILITY

@@ -18,7 +18,10 @@ from mednext_ops.backends.problem import (
     memory_format_of,
 )
 from mednext_ops.formulas import (
+    GlobalResponse,
     accumulation_dtype,
+    compression_gradients,
+    expansion_gradients,
     group_norm_affine,
     per_channel,
     pointwise,
@@ -26,9 +29,6 @@ from mednext_ops.formulas import (
 )
 
 __all__ = ["inverted_bottleneck", "inverted_bottleneck_backward"]
-
-#: Keeps the division of Global Response Normalisation finite (ConvNeXt V2, equation 2).
-GRN_EPS = 1e-6
 
 #: Elements of a hidden tile: on the CPU it stays in the cache, on an accelerator it fills the device.
 TILE_ELEMENTS = {"cpu": 2**19}
@@ -57,13 +57,13 @@ def inverted_bottleneck(
         square_sums = input.new_zeros((input.shape[0], expand_weight.shape[0]), dtype=accumulation_dtype(input.dtype))
         for _, _, h in hidden.tiles():
             square_sums += _square_sums(h)
-        response = _GlobalResponse(square_sums, *grn)
+        response = GlobalResponse(square_sums, grn[0])
     shape = (input.shape[0], compress_weight.shape[0], *input.shape[2:])
     output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=memory_format_of(input))
     flat, added = output.flatten(2), None if residual is None else residual.flatten(2)
     bias = None if compress_bias is None else compress_bias.to(hidden.dtype)[:, None]
     for tile, _, h in hidden.tiles():
-        part = pointwise(compress_weight, h if response is None else response.applied(h))
+        part = pointwise(compress_weight, h if response is None or grn is None else _applied(response, grn[1], h))
         if bias is not None:
             part += bias
         if added is not None:
@@ -104,14 +104,14 @@ def inverted_bottleneck_backward(
         output_sums.add_(g.sum(2, dtype=total))
         output_hidden.add_(pointwise_weight_gradient(g, h))
 
-    response = hidden_dot = None
+    response = slope = None
     if grn is not None:
         for tile, _, h in hidden.tiles():
             square_sums += _square_sums(h)
             accumulate_compression(grads[:, :, tile].to(hidden.dtype), h)
-        response = _GlobalResponse(square_sums, *grn)
+        response = GlobalResponse(square_sums, grn[0])
         # The sum over the voxels of the hidden gradient times h, without a pass over them: the compression is linear.
-        hidden_dot = (output_hidden * compress).sum(1)  # [N, R]
+        slope = response.slope((output_hidden * compress).sum(1))
     for tile, preactivation, h in hidden.tiles() if needs_hidden or (needs.compress and grn is None) else ():
         g = grads[:, :, tile].to(hidden.dtype)
         if needs.compress and grn is None:
@@ -119,8 +119,9 @@ def inverted_bottleneck_backward(
         if not needs_hidden:
             continue
         grad_hidden = pointwise(compress_weight.t(), g)  # [N, R, tile]
-        if response is not None and hidden_dot is not None:
-            grad_hidden = response.gradient(grad_hidden, h, hidden_dot)
+        if response is not None and slope is not None:
+            gain, by_hidden = (t[:, :, None].to(g.dtype) for t in (response.gain, slope))
+            grad_hidden = torch.addcmul(gain * grad_hidden, by_hidden, h)
         grad_preactivation = torch.ops.aten.gelu_backward(grad_hidden, preactivation)
         hidden_sums += grad_preactivation.sum(2, dtype=total)
         hidden_normalized += pointwise_weight_gradient(grad_preactivation, hidden.normalized(tile))
@@ -129,19 +130,11 @@ def inverted_bottleneck_backward(
 
     found: dict[str, torch.Tensor | None] = {}
     if needs.compress or grn is not None:
-        found["compress_weight"], found["compress_bias"] = output_hidden.sum(0), output_sums.sum(0)
-    if response is not None and hidden_dot is not None and grn is not None:
-        by_gain = (output_hidden * response.gain[:, None, :, 0]).sum(0)
-        found["compress_weight"] = by_gain + torch.outer(output_sums.sum(0), grn[1].to(total))
-        found["grn_gamma"] = (response.normalized[:, :, 0] * hidden_dot).sum(0)
-        found["grn_beta"] = output_sums.sum(0) @ compress
+        beta = None if grn is None else grn[1]
+        found |= compression_gradients(output_sums, output_hidden, compress, response, beta)
     if needs_hidden:
         found["grad"] = grad
-        found["grad_sum"] = hidden_sums @ expand
-        found["grad_dot_normalized"] = (hidden_normalized * expand).sum(1)
-        found["expand_bias"] = hidden_sums.sum(0)
-        by_scale = hidden_normalized.sum(0) * norm_weight.to(total)
-        found["expand_weight"] = by_scale + torch.outer(hidden_sums.sum(0), norm_bias.to(total))
+        found |= expansion_gradients(hidden_sums, hidden_normalized, expand, norm_weight, norm_bias)
     return InvertedBottleneckGradients(**found)
 
 
@@ -195,25 +188,6 @@ def _square_sums(hidden: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(hidden, dim=2, dtype=accumulation_dtype(hidden.dtype)).square()
 
 
-class _GlobalResponse:
-    """Global Response Normalisation of a hidden tensor h [N, R, V]: ``h * (1 + gamma * normalized) + beta``."""
-
-    def __init__(self, square_sums: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> None:
-        total = square_sums.dtype
-        self.gamma, self.beta = gamma.to(total)[:, None], beta.to(total)[:, None]
-        self.norm = square_sums.sqrt()[:, :, None]  # [N, R, 1]
-        self.denominator = self.norm.mean(1, keepdim=True) + GRN_EPS  # [N, 1, 1]
-        self.normalized = self.norm / self.denominator
-        self.gain = 1 + self.gamma * self.normalized
-
-    def applied(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.addcmul(self.beta.to(hidden.dtype), self.gain.to(hidden.dtype), hidden)
-
-    def gradient(self, grad: torch.Tensor, hidden: torch.Tensor, dot: torch.Tensor) -> torch.Tensor:
-        """Gradient of h, given that of the output and ``dot = sum_v grad * h`` [N, R]."""
-        grad_normalized = self.gamma * dot[:, :, None]
-        mean_part = (grad_normalized * self.norm).mean(1, keepdim=True) / self.denominator.square()
-        grad_norm = grad_normalized / self.denominator - mean_part
-        # The norm's gradient is h / norm, and zero where h is zero throughout.
-        slope = torch.where(self.norm > 0, grad_norm / self.norm, 0)
-        return torch.addcmul(self.gain.to(grad.dtype) * grad, slope.to(grad.dtype), hidden)
+def _applied(response: GlobalResponse, beta: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    gain, shift = response.gain[:, :, None], beta.to(hidden.dtype)[:, None]
+    return torch.addcmul(shift, gain.to(hidden.dtype), hidden)

@@ -1,58 +1,14 @@
-"""The CPU library (csrc/cpu) as a backend."""
+"""Depthwise convolution, its statistics and its gradients, by csrc/cpu/depthwise_conv3d."""
 
 from __future__ import annotations
 
 import torch
 
-from mednext_ops import native
-from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, Problem, memory_format_of
+from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, memory_format_of
 
-__all__ = [
-    "NAME",
-    "depthwise_conv3d",
-    "depthwise_conv3d_backward",
-    "depthwise_conv3d_statistics",
-    "group_norm_statistics",
-    "supports",
-    "unavailable",
-]
+__all__ = ["depthwise_conv3d", "depthwise_conv3d_backward", "depthwise_conv3d_statistics"]
 
-NAME = "cpu"
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_OPS = frozenset(
-    {
-        "depthwise_conv3d",
-        "depthwise_conv3d_backward",
-        "depthwise_conv3d_statistics",
-        "group_norm_statistics",
-    }
-)
 _native = torch.ops.mednext_ops_native
-
-
-def unavailable() -> str | None:
-    """Why this backend cannot run here, and how to mend it; None if it can."""
-    return native.libraries()["cpu"].problem
-
-
-def supports(problem: Problem) -> str | None:
-    """Why this backend declines ``problem``; None if it takes it."""
-    if problem.device_type != "cpu":
-        return f"it runs on CPU tensors, not on {problem.device_type}"
-    if problem.op not in _OPS:
-        return f"it has no kernel for {problem.op}"
-    for dtype in (problem.dtype, problem.parameter_dtype):
-        if dtype is not None and dtype not in _DTYPES:
-            return f"it has no kernel for {dtype}"
-    if len(problem.shape) != 5:
-        return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
-    return None
-
-
-def group_norm_statistics(input: torch.Tensor, num_groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1 / sqrt(biased variance + eps) of each group: input [N, C, D, H, W] -> two float32 [N, G]."""
-    return _native.group_norm_statistics(input, num_groups, eps)
 
 
 def depthwise_conv3d(

@@ -1,0 +1,97 @@
+"""The inverted bottleneck by csrc/cpu/inverted_bottleneck, which sees matrices only.
+
+GroupNorm's weight and bias are folded into the expansion here, its statistics are applied on load; GRN's bias is folded
+into the compression's.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds
+from mednext_ops.formulas import GlobalResponse, compression_gradients, expansion_gradients, per_channel
+
+__all__ = ["inverted_bottleneck", "inverted_bottleneck_backward"]
+
+_native = torch.ops.mednext_ops_native
+
+Grn = tuple[torch.Tensor, torch.Tensor]
+
+
+def inverted_bottleneck(
+    input: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    expand_weight: torch.Tensor,
+    expand_bias: torch.Tensor | None,
+    compress_weight: torch.Tensor,
+    compress_bias: torch.Tensor | None,
+    grn: Grn | None,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    """input [N, C, D, H, W], expand_weight [R, C], compress_weight [O, R] -> [N, O, D, H, W] in the input's dtype."""
+    hidden = _hidden(input, mean, rstd, norm_weight, norm_bias, expand_weight.float(), expand_bias)
+    compress = compress_weight.float()
+    bias = compress.new_zeros(compress.shape[0]) if compress_bias is None else compress_bias.float()
+    gain = None
+    if grn is not None:
+        square_sums, _, _ = _native.inverted_bottleneck_folded_response(None, *hidden)
+        gain = GlobalResponse(square_sums, grn[0]).gain
+        bias = torch.addmv(bias, compress, grn[1].float())
+    return _native.inverted_bottleneck_folded(*hidden, compress, bias, gain, residual)
+
+
+def inverted_bottleneck_backward(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    expand_weight: torch.Tensor,
+    expand_bias: torch.Tensor | None,
+    compress_weight: torch.Tensor,
+    grn: Grn | None,
+    needs: InvertedBottleneckNeeds,
+) -> InvertedBottleneckGradients:
+    """The gradients of :func:`inverted_bottleneck` that ``needs`` names, from the forward's inputs alone."""
+    expand, compress = expand_weight.float(), compress_weight.float()
+    hidden = _hidden(input, mean, rstd, norm_weight, norm_bias, expand, expand_bias)
+    needs_hidden = needs.input or needs.norm or needs.expand
+    found: dict[str, torch.Tensor | None] = {}
+    gain = slope = None
+    if grn is not None:
+        square_sums, output_sums, output_hidden = _native.inverted_bottleneck_folded_response(grad_output, *hidden)
+        response = GlobalResponse(square_sums, grn[0])
+        found |= compression_gradients(output_sums, output_hidden, compress, response, grn[1])
+        gain, slope = response.gain, response.slope((output_hidden * compress).sum(1))
+    needs_compress = needs.compress and grn is None
+    if needs_hidden or needs_compress:
+        grad, hidden_sums, normalized_hidden, output_sums, output_hidden = _native.inverted_bottleneck_folded_backward(
+            grad_output, *hidden, expand, compress, gain, slope, needs.input, needs_hidden, needs_compress
+        )
+        if needs_compress:
+            found |= compression_gradients(output_sums, output_hidden, compress, None, None)
+        if needs_hidden:
+            found["grad"] = grad if needs.input else None
+            found |= expansion_gradients(hidden_sums, normalized_hidden.mT, expand, norm_weight, norm_bias)
+    return InvertedBottleneckGradients(**found)
+
+
+def _hidden(
+    input: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    expand: torch.Tensor,
+    expand_bias: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    """What the expansion is made from: input, mean and rstd a channel, folded weight and bias."""
+    channels = input.shape[1]
+    bias = expand @ norm_bias.float()
+    if expand_bias is not None:
+        bias += expand_bias
+    return input, per_channel(mean, channels), per_channel(rstd, channels), expand * norm_weight.float(), bias
