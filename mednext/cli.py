@@ -14,6 +14,11 @@ NEEDED = {
 
 def main() -> None:
     """Runs the command line."""
+    if sys.argv[1:2] == ["bench"]:  # runs with neither typer nor rich
+        wait_passively()
+        from mednext.bench.command import main as bench
+
+        sys.exit(bench(sys.argv[2:]))
     command = next((word for word in sys.argv[1:] if word in NEEDED), None)
     needed = NEEDED[command] if command else ("typer", "rich")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]

@@ -124,6 +124,14 @@ def segment(
         console.print(f"{output} written; voxels: {found}", soft_wrap=True)
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure operators, blocks and networks beside other implementations; compare two runs (bench --help)."""
+    from mednext.bench.command import main
+
+    raise typer.Exit(main(context.args))
+
+
 @contextmanager
 def user_errors(command: str) -> Iterator[None]:
     """What the user can mend is one sentence on stderr and exit code 2."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,8 +72,8 @@ def our_block(problem: BlockProblem, device: str | torch.device = "cpu", seed: i
 
 
 def _placed(block: nn.Module, problem: BlockProblem, device: str | torch.device) -> nn.Module:
-    memory_format = torch.channels_last_3d if problem.channels_last else torch.contiguous_format
-    return block.to(device, memory_format=memory_format)
+    placed: Any = block.to(device)
+    return placed.to(memory_format=torch.channels_last_3d) if problem.channels_last else placed
 
 
 def fill(module: nn.Module, seed: int) -> nn.Module:
