@@ -70,8 +70,8 @@ struct Backward {
     struct Sums {
         float normalized[kFragments][C / 8][4] = {};
         float compress[kFragments][O / 8][4] = {};
-        float hidden[kFragments][2] = {};  // rows g and g + 8 of a fragment, this lane's voxels
-        float squares[kFragments][2] = {};
+        // Rows g and g + 8 of a fragment, this lane's voxels: the hidden gradient, or h squared. No pass wants both.
+        float rows[kFragments][2] = {};
     };
 
     // Calls `function(row, column)` for each eight voxels of a tile that are this thread's.
@@ -162,7 +162,7 @@ struct Backward {
                 d = inside ? fmaf(gain[row], d, slope[row] * h) : 0.0f;
             }
             d *= gelu_slope;
-            sums.hidden[i / 8][i % 4 / 2] += d;
+            sums.rows[i / 8][i % 4 / 2] += d;
         }
     }
 
@@ -170,7 +170,7 @@ struct Backward {
 #pragma unroll
         for (int i = 0; i < 8 * kFragments; ++i) {
             const float h = i / 4 % 2 * 8 + i % 2 < left ? hidden[i / 8][i / 4 % 2][i % 4] : 0.0f;
-            float& sum = sums.squares[i / 8][i % 4 / 2];
+            float& sum = sums.rows[i / 8][i % 4 / 2];
             sum = fmaf(h, h, sum);
         }
     }
@@ -406,9 +406,9 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
     float* const partial = pass.partial + ((sample * p.plan.parts + part) * p.plan.splits + split) * p.plan.sums();
     if (pass.hidden) {
         Core::template write<C>(sums.normalized, partial + p.plan.normalized() + first_row * C);
-        Core::write_rows(sums.hidden, partial + p.plan.hidden_sums() + first_row);
+        Core::write_rows(sums.rows, partial + p.plan.hidden_sums() + first_row);
     }
-    if (pass.squares) Core::write_rows(sums.squares, partial + p.plan.squares() + first_row);
+    if (pass.squares) Core::write_rows(sums.rows, partial + p.plan.squares() + first_row);
     if (pass.compress) {
         Core::template write<O>(sums.compress, partial + p.plan.compress() + first_row * O);
         float* const of_thread = shared_array(shared.of_thread);
