@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ _SANITIZER_FLAGS = [
     *("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
     "-O1",
 ]
+#: The CPU kernels whose names end in .simd.cpp are compiled once for each of these; csrc/cpu/dispatch chooses at run
+#: time. Vectors as arguments of our own functions may change their calling convention: -Wno-psabi.
+_CAPABILITIES = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+_CAPABILITY_FLAGS = ["-ffp-contract=fast", "-Wno-psabi", "-Wno-unused-function"]
 _LINK_FLAGS = ["-shared", "-Wl,--as-needed", "-Wl,-z,now", "-Wl,--build-id=none"]
 
 
@@ -108,7 +117,7 @@ def _torch_flags(torch: Torch) -> list[str]:
 
 def cpu(ninja: NinjaFile, root: Path, build: Path, compiler: Compiler, torch: Torch) -> Artefact:
     """Kernels and bindings for the CPU; linked against libtorch_cpu, which torch has loaded by then."""
-    kernels = _compile(ninja, build, "cpu_kernel", _sources(root, "csrc/cpu/*/*.cpp"), compiler, _CXX_FLAGS)
+    kernels = cpu_kernels(ninja, root, build, compiler, _CXX_FLAGS)
     bindings = _compile(
         ninja,
         build,
@@ -119,6 +128,20 @@ def cpu(ninja: NinjaFile, root: Path, build: Path, compiler: Compiler, torch: To
     )
     _link(ninja, build, "cpu", CPU_LIBRARY, kernels + bindings, compiler, [f"-L{torch.lib}", "-ltorch_cpu"])
     return Artefact("cpu", CPU_LIBRARY, compiler.version, tuple(_CXX_FLAGS))
+
+
+def cpu_kernels(ninja: NinjaFile, root: Path, build: Path, compiler: Compiler, flags: list[str]) -> list[Path]:
+    """Objects of csrc/cpu: plain sources once, vectorised ones once a capability of this kind of machine."""
+    sources = _sources(root, "csrc/cpu/*/*.cpp")
+    vectorised = [source for source in sources if source.name.endswith(".simd.cpp")]
+    plain = [source for source in sources if source not in vectorised]
+    objects = _compile(ninja, build, "cpu_kernel", plain, compiler, flags)
+    for capability, instructions in _CAPABILITIES.items():
+        if instructions and platform.machine() not in ("x86_64", "AMD64"):
+            continue
+        named = [*flags, *_CAPABILITY_FLAGS, *instructions, f"-DMEDNEXT_OPS_CAPABILITY={capability}"]
+        objects += _compile(ninja, build, f"cpu_kernel_{capability}", vectorised, compiler, named)
+    return objects
 
 
 def cuda(

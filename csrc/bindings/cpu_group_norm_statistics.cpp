@@ -33,15 +33,15 @@ std::tuple<Tensor, Tensor> group_norm_statistics(const Tensor& input, std::int64
                                              volume.batch,
                                              volume.channels,
                                              volume.voxels,
-                                             num_groups,
-                                             eps};
+                                             num_groups};
     std::vector<cpu::Moments> moments(static_cast<std::size_t>(kernels::moments_count(problem)));
     const std::int64_t grain = std::max<std::int64_t>(1, kElementsPerThread / kernels::elements_per_block(problem));
     torch::stable::parallel_for(0, kernels::block_count(problem), grain, [&](std::int64_t begin, std::int64_t end) {
         kernels::compute_blocks(problem, begin, end, moments.data());
     });
-    kernels::finalize(problem, moments.data(), static_cast<float*>(mean.mutable_data_ptr()),
-                      static_cast<float*>(rstd.mutable_data_ptr()));
+    const std::int64_t groups = volume.batch * num_groups;
+    kernels::finalize(moments.data(), groups, groups == 0 ? 0 : kernels::moments_count(problem) / groups, eps,
+                      static_cast<float*>(mean.mutable_data_ptr()), static_cast<float*>(rstd.mutable_data_ptr()));
     return {mean, rstd};
 }
 

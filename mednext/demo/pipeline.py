@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import re
 import time
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +19,7 @@ from rich.progress import (
 )
 
 from mednext import upkern
+from mednext.backends_used import BackendsUsed
 from mednext.demo import brain as data
 from mednext.demo import figures, networks, report
 from mednext.demo.brain import Brain
@@ -172,33 +171,6 @@ class Demo:
                 trained[name].network, kernel_size, self.settings, self.patches, advance
             )
         return comparisons
-
-
-class BackendsUsed(logging.Handler):
-    """Hears from mednext_ops' debug log which backends run its operators while the context is open."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self._names: set[str] = set()
-        self._logger = logging.getLogger("mednext_ops")
-        self._level = self._logger.level
-
-    def __enter__(self) -> BackendsUsed:
-        self._level = self._logger.level
-        self._logger.setLevel(logging.DEBUG)
-        self._logger.addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.removeHandler(self)
-        self._logger.setLevel(self._level)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if match := re.search(r": backend (\w+)", record.getMessage()):
-            self._names.add(match[1])
-
-    def names(self) -> list[str]:
-        return sorted(self._names)
 
 
 def _standing(trainer: Trainer) -> str:

@@ -130,16 +130,15 @@ void compute_blocks(const StatisticsProblem& p, std::int64_t begin, std::int64_t
     });
 }
 
-void finalize(const StatisticsProblem& p, const Moments* moments, float* mean, float* rstd) {
-    const std::int64_t groups = p.batch * p.num_groups;
-    const std::int64_t moments_per_group = groups == 0 ? 0 : moments_count(p) / groups;
+void finalize(const Moments* moments, std::int64_t groups, std::int64_t moments_per_group, double eps, float* mean,
+              float* rstd) {
     for (std::int64_t group = 0; group < groups; ++group) {
         Moments all;
         for (std::int64_t i = 0; i < moments_per_group; ++i) all = merge(all, moments[group * moments_per_group + i]);
         const double nan = std::numeric_limits<double>::quiet_NaN();
         const double variance = all.count > 0 ? all.sum_squared_deviations / all.count : nan;
         mean[group] = static_cast<float>(all.count > 0 ? all.mean : nan);
-        rstd[group] = static_cast<float>(1.0 / std::sqrt(variance + p.eps));
+        rstd[group] = static_cast<float>(1.0 / std::sqrt(variance + eps));
     }
 }
 

@@ -20,7 +20,6 @@ struct StatisticsProblem {
     std::int64_t channels;    // C
     std::int64_t voxels;      // V = D * H * W
     std::int64_t num_groups;  // G, divides C
-    double eps;
 };
 
 // How many blocks the tensor has, how many `Moments` they write in all, and about how many elements each one reads.
@@ -31,7 +30,9 @@ std::int64_t elements_per_block(const StatisticsProblem& problem);
 // Writes the moments of blocks begin <= b < end to their places in `moments`, which holds moments_count() of them.
 void compute_blocks(const StatisticsProblem& problem, std::int64_t begin, std::int64_t end, Moments* moments);
 
-// mean and rstd are [N, G]. An empty group has no mean: both are NaN, as in torch.var_mean.
-void finalize(const StatisticsProblem& problem, const Moments* moments, float* mean, float* rstd);
+// Merges the moments of each group, which lie one after another, into mean and rstd [N, G]. An empty group has no mean:
+// both are NaN, as in torch.var_mean.
+void finalize(const Moments* moments, std::int64_t groups, std::int64_t moments_per_group, double eps, float* mean,
+              float* rstd);
 
 }  // namespace mednext_ops::cpu::group_norm

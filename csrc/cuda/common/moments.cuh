@@ -41,6 +41,28 @@ __device__ inline Moments<float> moments_of(const float (&values)[N], int count)
     return {static_cast<float>(count), mean + correction, centred < 0.0f ? 0.0f : centred};  // NaN stays NaN
 }
 
+// Moments of the values that a mask names, less the pivot, in two passes.
+template <int N>
+__device__ inline Moments<float> masked_moments(const float (&values)[N], unsigned mask, float pivot) {
+    const float count = static_cast<float>(__popc(mask));
+    const float inverse = mask != 0 ? 1.0f / count : 0.0f;
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum += mask >> i & 1 ? values[i] - pivot : 0.0f;
+    const float mean = sum * inverse;
+    float squares = 0.0f;
+    float deviations = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        const float deviation = mask >> i & 1 ? values[i] - pivot - mean : 0.0f;
+        deviations += deviation;
+        squares = fmaf(deviation, deviation, squares);
+    }
+    const float correction = deviations * inverse;
+    const float centred = fmaf(-deviations, correction, squares);
+    return {count, mean + correction, centred < 0.0f ? 0.0f : centred};
+}
+
 // Merges the moments of a warp's lanes; the result is in lane 0.
 template <typename Real>
 __device__ inline Moments<Real> merge_warp(Moments<Real> mine) {

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "scalar_type.h"
 
@@ -52,20 +53,25 @@ struct BoxedTensor {
 // knows no such copies. Pass the map to the kernel as `const __grid_constant__ CUtensorMap`.
 inline cudaError_t encode(const BoxedTensor& tensor, CUtensorMap* map) {
     if (!tensor.loadable()) return cudaErrorInvalidValue;
-    // From the driver that is there, not from a libcuda that this library would need to be linked to.
     using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                                 const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
                                 CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+    // From the driver that is there, not from a libcuda that this library would need to be linked to; asked for once.
+    static const auto [function, error] = [] {
+        void* found = nullptr;
+        cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
 #if CUDART_VERSION >= 12050
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+        cudaError_t status =
+            cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
 #else
-    const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
+        cudaError_t status = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result);
 #endif
+        if (status == cudaSuccess && (result != cudaDriverEntryPointSuccess || found == nullptr)) {
+            status = cudaErrorNotSupported;
+        }
+        return std::pair(found, status);
+    }();
     if (error != cudaSuccess) return error;
-    if (found != cudaDriverEntryPointSuccess || function == nullptr) return cudaErrorNotSupported;
 
     const CUtensorMapDataType type = tensor.type == ScalarType::float32   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
                                      : tensor.type == ScalarType::float16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16

@@ -185,28 +185,6 @@ struct Banded {
     }
 };
 
-// Moments of the values that a mask names, less the pivot, in two passes.
-template <int N>
-__device__ inline Moments<float> masked_moments(const float (&values)[N], unsigned mask, float pivot) {
-    const float count = static_cast<float>(__popc(mask));
-    const float inverse = mask != 0 ? 1.0f / count : 0.0f;
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < N; ++i) sum += mask >> i & 1 ? values[i] - pivot : 0.0f;
-    const float mean = sum * inverse;
-    float squares = 0.0f;
-    float deviations = 0.0f;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-        const float deviation = mask >> i & 1 ? values[i] - pivot - mean : 0.0f;
-        deviations += deviation;
-        squares = fmaf(deviation, deviation, squares);
-    }
-    const float correction = deviations * inverse;
-    const float centred = fmaf(-deviations, correction, squares);
-    return {count, mean + correction, centred < 0.0f ? 0.0f : centred};
-}
-
 template <typename T, int KD, int KH, bool FullRows>
 __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerProcessor)
     banded_convolution(const __grid_constant__ BandedParameters p) {

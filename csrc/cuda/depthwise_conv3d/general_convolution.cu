@@ -17,6 +17,7 @@
 #include "../common/shared_memory.cuh"
 #include "general_reading.cuh"
 #include "general_tiles.h"
+#include "streaming_convolution.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 namespace {
@@ -187,7 +188,7 @@ cudaError_t launch_typed(const ConvolutionProblem& p, Moments<double>* moments, 
     const Geometry& g = p.geometry;
     const Steps steps{step_of(p.scatter, g.stride.d, g.dilation.d), step_of(p.scatter, g.stride.h, g.dilation.h),
                       step_of(p.scatter, g.stride.w, g.dilation.w)};
-    const std::int64_t tiles = general_moments_per_channel(p);
+    const std::int64_t tiles = ceil_div(p.output_size.product(), general_outputs(p));
     const std::int64_t channel_tiles = ChannelsLast ? ceil_div(p.channels, kGeneralChannels) : p.channels;
     const std::int64_t blocks = p.batch * channel_tiles * tiles;
     if (blocks == 0) return cudaSuccess;
@@ -200,6 +201,7 @@ cudaError_t launch_typed(const ConvolutionProblem& p, Moments<double>* moments, 
 }  // namespace
 
 cudaError_t launch_general_convolution(const ConvolutionProblem& p, Moments<double>* moments, cudaStream_t stream) {
+    if (takes_streaming(p)) return launch_streaming_convolution(p, moments, stream);
     return with_scalar_type(p.type, [&]<typename T>(const T*) {
         return p.channels_last ? launch_typed<T, true>(p, moments, stream) : launch_typed<T, false>(p, moments, stream);
     });

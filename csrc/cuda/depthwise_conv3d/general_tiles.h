@@ -4,12 +4,9 @@
 #include <cstdint>
 
 #include "problem.h"
+#include "streaming_tiles.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
-
-constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-    return (a + b - 1) / b;
-}
 
 // A block of threads: all of a contiguous block work on one channel of a sample; in channels-last a lane is a channel,
 // and the warps share the positions.
@@ -30,8 +27,9 @@ constexpr std::int64_t general_outputs(const ConvolutionProblem& p) {
     return p.channels_last ? kGeneralOutputsChannelsLast : kGeneralOutputs;
 }
 
-// What the statistics get a sample and channel: one for each block.
+// What the statistics get a sample and channel: one for each block, or for each warp of a streaming kernel.
 inline std::int64_t general_moments_per_channel(const ConvolutionProblem& p) {
+    if (takes_streaming(p)) return streaming_tile(p).tiles();
     return ceil_div(p.output_size.product(), general_outputs(p));
 }
 

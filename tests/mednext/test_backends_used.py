@@ -7,7 +7,7 @@ import logging
 import torch
 
 import mednext_ops as ops
-from mednext.demo.pipeline import BackendsUsed
+from mednext.backends_used import BackendsUsed
 
 
 def test_every_run_hears_of_its_backends_and_leaves_the_log_as_it_was() -> None:
@@ -18,4 +18,5 @@ def test_every_run_hears_of_its_backends_and_leaves_the_log_as_it_was() -> None:
         with ops.use_backend("reference"), BackendsUsed() as used:
             ops.depthwise_conv3d(x, weight)
         assert used.names() == ["reference"]
+        assert used.by_op() == {"depthwise_conv3d": ["reference"]}
         assert (logger.level, list(logger.handlers)) == before

@@ -1,0 +1,161 @@
+#!/usr/bin/env bash
+# Everything that a GPU machine must show, in one command that needs no network and no edit:
+#
+#     bash benchmarks/device_check.sh quick      # correctness, and first timings
+#     bash benchmarks/device_check.sh full       # more problems, all sanitizers, all timings
+#     bash benchmarks/device_check.sh full build ops network     # only some steps
+#
+# Either form ends inside ten minutes. A step that fails, or takes too long, never stops the next one. Logs, reports
+# and summary.json (each step's exit status, seconds and last words) go to OUT.
+#
+#     OUT       where all that is worth keeping goes   (build/device-check)
+#     WORK      where the build lives, for the next run (build/device-work)
+#     PYTHON    which has torch with CUDA               (python3)
+#     GIT_SHA   of the sources, where there is no .git
+#     SECONDS_IN_ALL  when to stop starting steps       (570)
+#     INSTALLED=1     the package is installed in PYTHON's environment: nothing is built
+set -uo pipefail
+
+steps=(environment build info tests parity memcheck racecheck initcheck synccheck ops blocks network scaling)
+form=${1:-quick}
+if [[ $form != quick && $form != full ]]; then
+    echo "device_check.sh: the form is 'quick' or 'full', got '$form'" >&2
+    exit 2
+fi
+shift || true
+for wanted in "$@"; do
+    if [[ " ${steps[*]} " != *" $wanted "* ]]; then
+        echo "device_check.sh: there is no step '$wanted'; the steps are ${steps[*]}" >&2
+        exit 2
+    fi
+done
+only=" $* "
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+absolute() { mkdir -p "$1" && (cd "$1" && pwd); }
+OUT=$(absolute "${OUT:-$root/build/device-check}")
+WORK=$(absolute "${WORK:-$root/build/device-work}")
+PYTHON=${PYTHON:-python3}
+deadline=${SECONDS_IN_ALL:-570}
+MEDNEXT_OPS_GIT=${GIT_SHA:-$(git -C "$root" describe --always --dirty --abbrev=12 2>/dev/null)}
+export MEDNEXT_OPS_GIT MEDNEXT_OPS_CUDA_ARCHS=${MEDNEXT_OPS_CUDA_ARCHS:-90a}
+export OMP_WAIT_POLICY=passive MPLCONFIGDIR="$WORK/matplotlib" TORCHINDUCTOR_CACHE_DIR="$WORK/inductor"
+site=$WORK/site
+[[ ${INSTALLED:-0} == 1 ]] || export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+rm -rf "$OUT/steps" "$OUT/logs"
+mkdir -p "$OUT/steps" "$OUT/logs"
+# What is installed is checked, not what lies in the sources: no step runs in their folder.
+cd "$OUT" || exit 2
+
+# step NAME SECONDS COMMAND...: with a time limit, a log and a record; exit status 3 means that there was nothing to do.
+step() {
+    local name=$1 limit=$2 started=$SECONDS status
+    shift 2
+    [[ $only == "  " || $only == *" $name "* ]] || return 0
+    local left=$((deadline - SECONDS))
+    if ((left < 5)); then
+        echo "not started: the time for all steps was over" >"$OUT/logs/$name.log"
+        status=3
+    else
+        timeout --kill-after=10 "$((limit < left ? limit : left))" "$@" >"$OUT/logs/$name.log" 2>&1 </dev/null
+        status=$?
+    fi
+    printf '%s\n' "$status" "$((SECONDS - started))" "$limit" "$*" >"$OUT/steps/$name"
+    printf '%-12s exit %-3s %4ss  %s\n' "$name" "$status" "$((SECONDS - started))" "$(tail -n 1 "$OUT/logs/$name.log")"
+}
+
+summarize() { "$PYTHON" "$root/benchmarks/device_summary.py" "$OUT" --form "$form" --seconds "$SECONDS"; }
+
+environment() {
+    nvidia-smi || echo "no GPU: nvidia-smi does not answer"
+    nvcc --version || echo "no nvcc on PATH"
+    compute-sanitizer --version || echo "no compute-sanitizer on PATH"
+    "$PYTHON" -m pip list 2>/dev/null | grep -iE '^(torch|triton|numpy|monai|ninja|pybind11|pytest|hypothesis|nvidia)' ||
+        echo "pip does not answer"
+    lscpu | head -n 20
+    free -g
+    "$PYTHON" -c 'import sys, torch
+print(sys.version)
+print("torch", torch.__version__, "CUDA", torch.version.cuda)
+print("GPU:", torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch sees: there is no GPU")'
+}
+
+build() {
+    if [[ ${INSTALLED:-0} == 1 ]]; then
+        echo "nothing was built: the installed package is taken"
+        return 3
+    fi
+    "$PYTHON" "$root/benchmarks/device_build.py" --site "$site" --build "$WORK/native" || return 1
+    (cd "$root" && PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PATH="$WORK/native/tools:$PATH" \
+        "$PYTHON" -m build_tools.emulated) || echo "no emulation to compare with"
+}
+
+information() { "$PYTHON" -m mednext_ops.info --json | tee "$OUT/info.json"; }
+
+tests() {
+    "$PYTHON" -c 'import pytest, sys, torch
+torch.cuda.is_available() or sys.exit("there is no GPU for the tests")' || return 3
+    local workers=()
+    "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$((($(nproc) + 2) / 3))")
+    MEDNEXT_OPS_TEST_INSTALLED=1 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --continue-on-collection-errors \
+        "${workers[@]}" --junitxml "$OUT/tests.xml" --rootdir "$root" -c "$root/pyproject.toml" \
+        "$root/tests/ops" "$root/tests/mednext" "$root/tests/build/test_group_norm_statistics.py"
+    local status=$?
+    ((status == 5)) && return 3 # no test was left: there is no GPU
+    return "$status"
+}
+
+parity() {
+    local emulated=$root/build/emulated/libmednext_ops_emulated.so status=0 backend
+    [[ -f $emulated ]] && export MEDNEXT_OPS_EMULATED_LIBRARY=$emulated
+    for backend in $("$PYTHON" -c 'from mednext_ops.backends import backend_names as names
+print(*(n for n in names() if n in ("cuda", "triton")))'); do
+        "$PYTHON" "$root/benchmarks/parity" --backend "$backend" --output "$OUT/parity-$backend.json" "$@" || status=$?
+    done
+    return "$status"
+}
+
+sanitizer() {
+    local tool=$1
+    command -v compute-sanitizer >/dev/null || {
+        echo "compute-sanitizer is not on PATH"
+        return 3
+    }
+    # Our kernels only; torch's memory pool would hide an access behind the end of a tensor.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --kernel-name kernel_substring=mednext_ops \
+        --error-exitcode 99 --print-limit 20 "$PYTHON" "$root/benchmarks/parity" --checks random --size tiny \
+        --problems "$2" --seconds "$3"
+}
+
+export -f environment build information tests parity sanitizer
+export root site OUT WORK PYTHON
+
+# What is not timed runs side by side; timings run alone.
+step environment 60 bash -c environment
+step build 240 bash -c build
+step info 60 bash -c information
+summarize >/dev/null
+if [[ $form == quick ]]; then
+    step tests 120 bash -c tests &
+    step parity 100 bash -c 'parity --problems 15 --seconds 25 --checks random bitwise stream graph' &
+    step memcheck 100 bash -c 'sanitizer memcheck 1 60' &
+    step racecheck 100 bash -c 'sanitizer racecheck 1 60' &
+    wait
+    summarize >/dev/null
+    step ops 80 "$PYTHON" -m mednext.bench ops --device cuda --quick --output "$OUT/ops"
+    step network 90 "$PYTHON" -m mednext.bench network --device cuda --quick --output "$OUT/network"
+else
+    step tests 170 bash -c tests &
+    step parity 170 bash -c 'parity --problems 300 --seconds 60' &
+    step memcheck 170 bash -c 'sanitizer memcheck 3 120' &
+    step racecheck 170 bash -c 'sanitizer racecheck 3 120' &
+    step initcheck 170 bash -c 'sanitizer initcheck 3 120' &
+    step synccheck 170 bash -c 'sanitizer synccheck 3 120' &
+    wait
+    summarize >/dev/null
+    step ops 110 "$PYTHON" -m mednext.bench ops --device cuda --output "$OUT/ops"
+    step blocks 60 "$PYTHON" -m mednext.bench blocks --device cuda --output "$OUT/blocks"
+    step network 120 "$PYTHON" -m mednext.bench network --device cuda --output "$OUT/network"
+    step scaling 120 "$PYTHON" -m mednext.bench scaling --device cuda --output "$OUT/scaling"
+fi
+summarize

@@ -1,0 +1,15 @@
+// Convolutions with the kernels KxKxK and 1xKxK, K = 3, 5, 7, centred, at stride 1 and 2, in float FMAs.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "../common/moments.h"
+#include "problem.h"
+
+namespace mednext_ops::cuda::depthwise_conv3d {
+
+// Enqueues a convolution that takes_streaming(); `moments`, if not null, gets [N, C, tiles of streaming_tile()].
+cudaError_t launch_streaming_convolution(const ConvolutionProblem& problem, Moments<double>* moments,
+                                         cudaStream_t stream);
+
+}  // namespace mednext_ops::cuda::depthwise_conv3d

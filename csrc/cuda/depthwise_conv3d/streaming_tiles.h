@@ -1,0 +1,117 @@
+// Which problems the streaming kernels take, and how they cut the volume: plain C++, for the plan and for the kernels.
+//
+// A warp is a tile of the volume that walks along D; its lanes are cut from W, H and the channels as the volume asks.
+#pragma once
+
+#include <climits>
+#include <cstdint>
+
+#include "problem.h"
+
+namespace mednext_ops::cuda::depthwise_conv3d {
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+    return (a + b - 1) / b;
+}
+
+struct StreamingTile {
+    static constexpr int kWarps = 4;    // of a block: neighbours along H, which share rows in the first-level cache
+    static constexpr int kColumns = 4;  // a thread's along W: 16 bytes of floats
+
+    int rows;                       // a thread's along H
+    int lanes_w, lanes_h, lanes_c;  // 32 together
+    int depth;                      // planes a warp walks along
+    int tiles_d, tiles_h, tiles_w;
+    std::int64_t channel_tiles;
+
+    constexpr std::int64_t tiles() const { return static_cast<std::int64_t>(tiles_d) * tiles_h * tiles_w; }
+};
+
+// A thread's rows in the convolutions: with more, sums, windows and addresses take more registers than there are.
+constexpr int streaming_rows(std::int64_t kernel, bool channels_last) {
+    return channels_last && kernel == 7 ? 1 : 2;
+}
+
+// Warps that a launch should have at least: one and a half times what 132 multiprocessors hold. Fixed, whatever the GPU
+// is, so that sums have the same bits everywhere.
+constexpr std::int64_t kStreamingWarps = 2400;
+
+// How much of `tiles` tiles of `each` is used by `all`, in thousandths.
+constexpr std::int64_t use_of(std::int64_t all, std::int64_t each) {
+    return all == 0 ? 1000 : 1000 * all / (ceil_div(all, each) * each);
+}
+
+// The tile for a volume of `size`, `rows` a thread. Wide lanes are taken unless others waste a twentieth less.
+inline StreamingTile streaming_tile(const Triple& size, std::int64_t batch, std::int64_t channels, bool channels_last,
+                                    int rows, int most_lanes_c, int most_depth) {
+    const std::int64_t quads = ceil_div(size.w, StreamingTile::kColumns);
+    const std::int64_t rows_of_threads = ceil_div(size.h, rows);
+    StreamingTile best{};
+    std::int64_t best_use = -1;
+    const auto consider = [&](int w, int h, int c) {
+        const std::int64_t use = use_of(quads, w) * use_of(rows_of_threads, h) * use_of(channels, c) / 1000;
+        if (c > most_lanes_c || 20 * use <= 21 * best_use) return;
+        best_use = use;
+        best.lanes_w = w;
+        best.lanes_h = h;
+        best.lanes_c = c;
+    };
+    if (channels_last) {
+        for (int c = 32; c >= 1; c /= 2) {
+            for (int w = 32 / c; w >= 1; w /= 2) consider(w, 32 / c / w, c);
+        }
+    } else {
+        for (int w = 32; w >= 1; w /= 2) {
+            for (int h = 32 / w; h >= 1; h /= 2) consider(w, h, 32 / w / h);
+        }
+    }
+    best.rows = rows;
+    best.channel_tiles = ceil_div(channels, best.lanes_c);
+    best.tiles_w = static_cast<int>(ceil_div(quads, best.lanes_w));
+    best.tiles_h = static_cast<int>(ceil_div(rows_of_threads, best.lanes_h));
+    best.depth = most_depth;
+    const std::int64_t columns = batch * best.channel_tiles * best.tiles_w * best.tiles_h;
+    while (best.depth > 2 && columns * ceil_div(size.d, best.depth) < kStreamingWarps) best.depth /= 2;
+    best.tiles_d = static_cast<int>(ceil_div(size.d, best.depth));
+    return best;
+}
+
+// ---- what they take ----
+
+// KxKxK and 1xKxK, centred.
+constexpr bool is_streaming_geometry(const Geometry& g) {
+    const std::int64_t k = g.kernel.w;
+    return (k == 3 || k == 5 || k == 7) && g.kernel.h == k && (g.kernel.d == k || g.kernel.d == 1) &&
+           g.padding.d == g.kernel.d / 2 && g.padding.h == k / 2 && g.padding.w == k / 2 && g.dilation.d == 1 &&
+           g.dilation.h == 1 && g.dilation.w == 1 && g.stride.d == g.stride.h && g.stride.h == g.stride.w &&
+           (g.stride.w == 1 || (g.stride.w == 2 && g.kernel.d == k));
+}
+
+// Offsets in a plane are 32-bit, and coordinates may be off by a tile.
+constexpr bool is_streaming_size(const Triple& size, std::int64_t channels, bool channels_last) {
+    constexpr std::int64_t kMost = INT_MAX / 4;
+    const std::int64_t step = channels_last ? channels : 1;
+    return size.d < kMost && size.h < kMost && size.w < kMost && step < kMost && size.h * size.w < kMost &&
+           size.h * size.w * step < kMost;
+}
+
+// At stride 2 a scatter has no streaming kernel yet, and in channels-last 5x5x5 and 7x7x7 take more registers than
+// there are.
+constexpr bool takes_streaming(const ConvolutionProblem& p) {
+    const bool strided = p.geometry.stride.w == 2;
+    return !(strided && (p.scatter || (p.channels_last && p.geometry.kernel.w > 3))) &&
+           is_streaming_geometry(p.geometry) && is_streaming_size(p.input_size, p.channels, p.channels_last) &&
+           is_streaming_size(p.output_size, p.channels, p.channels_last);
+}
+
+// Lanes along the channels: the weights of all of them lie in shared memory, 50 KiB for 32 of 7x7x7.
+constexpr int streaming_most_lanes_c(const Geometry& g) {
+    return g.kernel.product() > 125 ? 16 : 32;
+}
+
+inline StreamingTile streaming_tile(const ConvolutionProblem& p) {
+    return streaming_tile(p.output_size, p.batch, p.channels, p.channels_last,
+                          streaming_rows(p.geometry.kernel.w, p.channels_last), streaming_most_lanes_c(p.geometry), 32);
+}
+
+}  // namespace mednext_ops::cuda::depthwise_conv3d
