@@ -47,7 +47,6 @@ def unavailable() -> str | None:
 
 
 class _Cuda(CudaKernels):
-    @functools.cache  # noqa: B019 - one instance
     def architecture(self) -> int:
         capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
         return min(10 * major + minor for major, minor in capabilities)

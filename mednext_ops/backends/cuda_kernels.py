@@ -76,7 +76,7 @@ class CudaKernels(ABC):
         architecture = self.architecture()
         if architecture < 80:
             return f"its {problem.op} needs the tensor cores of sm_80 and newer, this is sm_{architecture}"
-        channels = (problem.shape[1], problem.hidden_channels or 0, problem.out_channels or 0)
+        channels = problem.shape[1], problem.hidden_channels or 0, problem.out_channels or 0
         fits = native.library_functions(self._library).mednext_ops_inverted_bottleneck_fits
         grn, backward = "grn" in problem.flags, problem.op.endswith("backward")
         if not fits(*map(ctypes.c_int64, channels), *map(ctypes.c_int, (grn, backward, architecture))):

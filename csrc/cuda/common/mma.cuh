@@ -72,25 +72,34 @@ __device__ inline void ldmatrix(unsigned (&fragment)[Count], const void* row) {
     }
 }
 
-// d += a b
+// d = a b + c
 template <typename T>
-__device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+__device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                                    const float (&c)[4]) {
     static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>, "the operands are fp16 or bf16");
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     if constexpr (std::is_same_v<T, __half>) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-            "{%0, %1, %2, %3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+            "{%10, %11, %12, %13};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+              "f"(c[3]));
     } else {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-            "{%0, %1, %2, %3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+            "{%10, %11, %12, %13};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+              "f"(c[3]));
     }
 #else
     __trap();
 #endif
+}
+
+// d += a b
+template <typename T>
+__device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    mma_m16n8k16<T>(d, a, b, d);
 }
 
 // The transpose of a matrix of 8x8 elements.
@@ -141,9 +150,9 @@ float operand(unsigned bits) {
     return __uint_as_float(sign | __float_as_uint(__uint_as_float((bits & 0x7fff) << 13) * 0x1p112f));
 }
 
-// Products are exact and summed in double, then rounded once: closer than any tensor core.
+// d = a b + c. Products are exact and summed in double, then rounded once: closer than any tensor core.
 template <typename T>
-void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], const float (&c)[4],
                   emulation::CallSite where = emulation::CallSite::current()) {
     static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>, "the operands are fp16 or bf16");
     struct Product {
@@ -151,6 +160,7 @@ void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
         const unsigned* b;
         float* d;
     };
+    for (int i = 0; i < 4; ++i) d[i] = c[i];
     Product mine{a, b, d};
     emulation::warp_collective(
         "mma_m16n8k16", kFullWarp, mine,
@@ -183,6 +193,13 @@ void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
             }
         },
         where);
+}
+
+// d += a b
+template <typename T>
+void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                  emulation::CallSite where = emulation::CallSite::current()) {
+    mma_m16n8k16<T>(d, a, b, d, where);
 }
 
 inline unsigned transposed(unsigned fragment, emulation::CallSite where = emulation::CallSite::current()) {

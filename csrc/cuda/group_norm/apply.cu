@@ -59,28 +59,6 @@ struct Map {
     __device__ float affine(float normalized) const { return fmaf(normalized, weight, bias); }
 };
 
-template <typename T>
-__device__ void activate(float& first, float& second) {
-    if constexpr (sizeof(T) == 2) {
-        gelu(first, second);
-    } else {
-        first = gelu_exact(first);
-        second = gelu_exact(second);
-    }
-}
-
-// The slope of GELU in place of its argument.
-template <typename T>
-__device__ void slopes(float& first, float& second) {
-    if constexpr (sizeof(T) == 2) {
-        float values[2] = {first, second};
-        gelu_with_slope(values[0], values[1], first, second);
-    } else {
-        first = gelu_slope_exact(first);
-        second = gelu_slope_exact(second);
-    }
-}
-
 // What a thread does with its values.
 struct Parameters {
     ApplyProblem problem;
@@ -110,11 +88,8 @@ __device__ void walk(const Parameters& p, const Map& map, int count, Place&& at,
             if (Backward && there) grad[j] = to_float(grad_output[at(i + j)]);
         }
         if (p.problem.gelu) {
-            if constexpr (Backward) {
-                slopes<T>(value[0], value[1]);
-            } else {
-                activate<T>(value[0], value[1]);
-            }
+#pragma unroll
+            for (int j = 0; j < 2; ++j) value[j] = Backward ? gelu_with_slope<T>(value[j]) : gelu<T>(value[j]);
         }
 #pragma unroll
         for (int j = 0; j < 2; ++j) {

@@ -70,8 +70,8 @@ struct Backward {
     struct Sums {
         float normalized[kFragments][C / 8][4] = {};
         float compress[kFragments][O / 8][4] = {};
-        float hidden[kFragments][2] = {};  // rows g and g + 8 of a fragment, this lane's voxels
-        float squares[kFragments][2] = {};
+        // Rows g and g + 8 of a fragment, this lane's voxels: the hidden gradient, or h squared. No pass wants both.
+        float rows[kFragments][2] = {};
     };
 
     // Calls `function(row, column)` for each eight voxels of a tile that are this thread's.
@@ -116,9 +116,11 @@ struct Backward {
         });
     }
 
-    // acc [32 rows, 16 voxels] += left [32, K] right [K, 16]; `right` has K rows of voxels.
-    template <int K, bool LeftTransposed>
-    __device__ static void multiply(const T* left, int left_pitch, const T* right, float (&acc)[kFragments][2][4]) {
+    // acc [32 rows, 16 voxels] += left [32, K] right [K, 16]; `right` has K rows of voxels. With Fresh, acc begins at
+    // `begin` of its row: g and g + 8 of a fragment.
+    template <int K, bool LeftTransposed, bool Fresh>
+    __device__ static void multiply(const T* left, int left_pitch, const T* right, float (&acc)[kFragments][2][4],
+                                    const float (&begin)[kFragments][2] = {}) {
 #pragma unroll
         for (int k = 0; k < K; k += 16) {
             unsigned b[4];
@@ -128,12 +130,57 @@ struct Backward {
                 unsigned a[4];
                 const T* block = left + (LeftTransposed ? k * left_pitch + 16 * f : 16 * f * left_pitch + k);
                 ldmatrix<4, LeftTransposed>(a, quarter(block, left_pitch, !LeftTransposed));
+                const float rows[4] = {begin[f][0], begin[f][0], begin[f][1], begin[f][1]};
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
                     const unsigned half[2] = {b[2 * n], b[2 * n + 1]};
-                    mma_m16n8k16<T>(acc[f][n], a, half);
+                    if (Fresh && k == 0) {
+                        mma_m16n8k16<T>(acc[f][n], a, half, rows);
+                    } else {
+                        mma_m16n8k16<T>(acc[f][n], a, half);
+                    }
                 }
             }
+        }
+    }
+
+    // pre becomes h, grad (of h) becomes that of pre, its sums are added. With GRN it is adjusted first: gain and slope
+    // of the warp's rows. `left` is how many voxels there are from this lane's first one on: beyond, the output's
+    // gradient is zero, but not what GRN adds.
+    template <bool Adjusted>
+    __device__ static void through_gelu(float (&pre)[kFragments][2][4], float (&grad)[kFragments][2][4],
+                                        const float* gain, const float* slope, int left, Sums& sums) {
+        const int g = threadIdx.x % kWarpSize / 4;
+#pragma unroll
+        for (int i = 0; i < 8 * kFragments; ++i) {
+            float& h = pre[i / 8][i / 4 % 2][i % 4];
+            float& d = grad[i / 8][i / 4 % 2][i % 4];
+            const float gelu_slope = gelu_with_slope<T, true>(h);
+            if constexpr (Adjusted) {
+                const int row = i / 8 * 16 + i % 4 / 2 * 8 + g;
+                const bool inside = i / 4 % 2 * 8 + i % 2 < left;
+                d = inside ? fmaf(gain[row], d, slope[row] * h) : 0.0f;
+            }
+            d *= gelu_slope;
+            sums.rows[i / 8][i % 4 / 2] += d;
+        }
+    }
+
+    __device__ static void add_squares(const float (&hidden)[kFragments][2][4], int left, Sums& sums) {
+#pragma unroll
+        for (int i = 0; i < 8 * kFragments; ++i) {
+            const float h = i / 4 % 2 * 8 + i % 2 < left ? hidden[i / 8][i / 4 % 2][i % 4] : 0.0f;
+            float& sum = sums.rows[i / 8][i % 4 / 2];
+            sum = fmaf(h, h, sum);
+        }
+    }
+
+    // As a left operand: rows are hidden channels, columns voxels.
+    __device__ static void to_operand(const float (&values)[kFragments][2][4], unsigned (&operand)[kFragments][4]) {
+#pragma unroll
+        for (int i = 0; i < 4 * kFragments; ++i) {  // fragment, half of the voxels, half of the rows
+            const float* const pair = values[i / 4][i / 2 % 2] + i % 2 * 2;
+            operand[i / 4][i % 4] = pack(from_float<T>(pair[0]), from_float<T>(pair[1]));
         }
     }
 
@@ -165,7 +212,8 @@ struct Backward {
             const int column = i % kColumns * 16;
             float acc[kFragments][2][4] = {};
             for (int k = 0; k < hidden; k += 32) {
-                multiply<32, true>(expand + k * pitch_of(C) + row, pitch_of(C), grad_hidden + k * kPitch + column, acc);
+                multiply<32, true, false>(expand + k * pitch_of(C) + row, pitch_of(C),
+                                          grad_hidden + k * kPitch + column, acc);
             }
 #pragma unroll
             for (int j = 0; j < 4 * kFragments; ++j) {  // fragment, its half of the voxels, its half of the rows
@@ -289,6 +337,9 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
     __syncthreads();
 
     typename Core::Sums sums;
+    float bias[kFragments][2];
+#pragma unroll
+    for (int i = 0; i < 2 * kFragments; ++i) bias[i / 2][i % 2] = expand_bias[first_row + 8 * i + lane / 4];
     float output_sum = 0.0f;  // of row threadIdx % O, a share of the columns
     int stage = 0;
     for (std::int64_t tile = part; tile < p.plan.tiles; tile += p.plan.parts) {
@@ -299,55 +350,40 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
         const T* const grad_tile = grad_tiles + stage * O * kPitch;
         stage ^= 1;
         fetch(tile + p.plan.parts, stage);
+        const int inside = static_cast<int>(min(voxels - begin, std::int64_t{Core::kVoxels}));
 
         for (int column = 16 * split; column < Core::kVoxels; column += 16 * p.plan.splits) {
             float pre[kFragments][2][4];
-            float dh[kFragments][2][4] = {};
-#pragma unroll
-            for (int i = 0; i < 8 * kFragments; ++i) {
-                pre[i / 8][i / 4 % 2][i % 4] = expand_bias[first_row + i / 8 * 16 + i % 4 / 2 * 8 + lane / 4];
-            }
-            Core::template multiply<C, false>(expand + first_row * pitch_of(C), pitch_of(C), normalized + column, pre);
+            float grad[kFragments][2][4] = {};
+            Core::template multiply<C, false, true>(expand + first_row * pitch_of(C), pitch_of(C), normalized + column,
+                                                    pre, bias);
             if (pass.hidden) {
-                Core::template multiply<O, true>(compress + first_row, pitch_of(hidden), grad_tile + column, dh);
+                Core::template multiply<O, true, true>(compress + first_row, pitch_of(hidden), grad_tile + column,
+                                                       grad);
             }
+            const int left = inside - column - lane % 4 * 2;
+            if (pass.gain != nullptr) {
+                Core::template through_gelu<true>(pre, grad, gain + first_row, slope + first_row, left, sums);
+            } else {
+                Core::template through_gelu<false>(pre, grad, nullptr, nullptr, left, sums);
+            }
+            if (pass.squares) Core::add_squares(pre, left, sums);
 
-            unsigned of_hidden[kFragments][4];  // h and dpre as left operands: rows hidden channels, columns voxels
-            unsigned of_grad[kFragments][4];
-            // Voxels of the volume from this lane's first one on.
-            const int left = static_cast<int>(min(voxels - begin, std::int64_t{Core::kVoxels})) - column - lane % 4 * 2;
+            unsigned operand[kFragments][4];
+            if (pass.compress) {
+                Core::to_operand(pre, operand);
+                Core::template accumulate<O>(operand, grad_tile + column, sums.compress);
+            }
+            if (pass.hidden) {
+                Core::to_operand(grad, operand);
+                Core::template accumulate<C>(operand, unit + column, sums.normalized);
 #pragma unroll
-            for (int i = 0; i < 4 * kFragments; ++i) {  // pairs: fragment, half of the voxels, half of the rows
-                const int f = i / 4;
-                const int n = i / 2 % 2;
-                const int half = i % 2;
-                float& h0 = pre[f][n][2 * half];
-                float& h1 = pre[f][n][2 * half + 1];
-                float& d0 = dh[f][n][2 * half];
-                float& d1 = dh[f][n][2 * half + 1];
-                float slope0;
-                float slope1;
-                gelu_with_slope(h0, h1, slope0, slope1);
-                const int row = first_row + 16 * f + 8 * half + lane / 4;
-                const bool inside0 = 8 * n < left;
-                const bool inside1 = 8 * n + 1 < left;
-                if (pass.gain != nullptr) {
-                    d0 = fmaf(gain[row], d0, slope[row] * h0);
-                    d1 = fmaf(gain[row], d1, slope[row] * h1);
-                }
-                d0 = inside0 ? d0 * slope0 : 0.0f;
-                d1 = inside1 ? d1 * slope1 : 0.0f;
-                sums.hidden[f][half] += d0 + d1;
-                if (pass.squares) sums.squares[f][half] += (inside0 ? h0 * h0 : 0.0f) + (inside1 ? h1 * h1 : 0.0f);
-                of_hidden[f][2 * n + half] = pack(from_float<T>(h0), from_float<T>(h1));
-                of_grad[f][2 * n + half] = pack(from_float<T>(d0), from_float<T>(d1));
-                if (pass.grad != nullptr) {
-                    T* const to = grad_hidden + row * kPitch + column + 8 * n + 2 * (lane % 4);
-                    *reinterpret_cast<unsigned*>(to) = of_grad[f][2 * n + half];
+                for (int i = 0; i < 4 * kFragments; ++i) {
+                    const int row = first_row + i / 4 * 16 + i % 2 * 8 + lane / 4;
+                    T* const to = grad_hidden + row * kPitch + column + i / 2 % 2 * 8 + lane % 4 * 2;
+                    *reinterpret_cast<unsigned*>(to) = operand[i / 4][i % 4];
                 }
             }
-            if (pass.hidden) Core::template accumulate<C>(of_grad, unit + column, sums.normalized);
-            if (pass.compress) Core::template accumulate<O>(of_hidden, grad_tile + column, sums.compress);
         }
         if (pass.compress) {
             const int segments = blockDim.x / O;
@@ -370,9 +406,9 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
     float* const partial = pass.partial + ((sample * p.plan.parts + part) * p.plan.splits + split) * p.plan.sums();
     if (pass.hidden) {
         Core::template write<C>(sums.normalized, partial + p.plan.normalized() + first_row * C);
-        Core::write_rows(sums.hidden, partial + p.plan.hidden_sums() + first_row);
+        Core::write_rows(sums.rows, partial + p.plan.hidden_sums() + first_row);
     }
-    if (pass.squares) Core::write_rows(sums.squares, partial + p.plan.squares() + first_row);
+    if (pass.squares) Core::write_rows(sums.rows, partial + p.plan.squares() + first_row);
     if (pass.compress) {
         Core::template write<O>(sums.compress, partial + p.plan.compress() + first_row * O);
         float* const of_thread = shared_array(shared.of_thread);

@@ -14,7 +14,7 @@ struct BackwardPass {
     void* grad;               // null: not made
     bool hidden;              // the hidden gradient's sums
     bool compress;            // the compression's
-    bool squares;             // of h, for GRN
+    bool squares;             // of h, for GRN; not together with `hidden`
     const float* gain;        // of GRN, float [N, H]: the hidden gradient is gain * g + slope * h; null: g
     const float* slope;
     float* partial;  // [N, parts * splits, plan.sums()]

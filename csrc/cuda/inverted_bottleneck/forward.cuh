@@ -56,7 +56,7 @@ struct Forward {
         SharedLayout layout;
         SharedArray<T> expand, compress;
         SharedArray<AffinePair> affine;
-        SharedArray<float> expand_bias, compress_bias, gain, beta;
+        SharedArray<float> expand_bias, compress_bias;
         SharedArray<T> windows;
 
         constexpr Shared(int hidden, int warps)
@@ -65,27 +65,39 @@ struct Forward {
               affine(layout.array<AffinePair>(C / 2)),
               expand_bias(layout.array<float>(hidden)),
               compress_bias(layout.array<float>(O)),
-              gain(layout.array<float>(hidden)),
-              beta(layout.array<float>(hidden)),
               windows(layout.array<T>(warps * (C + O) * kPitch)) {}
     };
 
+    // A lane moves eight voxels of every kRowsAtOnce-th row of a window.
+    static constexpr int kPieces = kVoxels / 8;
+    static constexpr int kRowsAtOnce = kWarpSize / kPieces;
+
+    // Where this lane's first piece lies in a volume of one sample, for tile 0.
+    __device__ static std::int64_t first_piece(std::int64_t voxels) {
+        const int lane = threadIdx.x % kWarpSize;
+        return lane / kPieces * voxels + lane % kPieces * 8;
+    }
+
     // Starts to load a tile of a volume of one sample into a window; elements one by one where rows are not aligned.
+    template <int Rows>
     __device__ static void fetch(const T* volume, int rows, std::int64_t voxels, std::int64_t tile, bool vectors,
                                  T* window) {
-        const std::int64_t begin = tile * kVoxels;
-        if (volume != nullptr && begin < voxels) {
-            for (int i = threadIdx.x % kWarpSize; i < rows * (kVoxels / 8); i += kWarpSize) {
-                const int row = i / (kVoxels / 8);
-                const int column = i % (kVoxels / 8) * 8;
-                const T* from = volume + row * voxels + begin + column;
-                T* to = window + row * kPitch + column;
-                const std::int64_t left = voxels - begin - column;
-                if (vectors) {
-                    copy_async<16>(to, left > 0 ? from : volume, left > 0 ? 16 : 0);
-                } else {
-                    for (int j = 0; j < 8; ++j) to[j] = j < left ? from[j] : from_float<T>(0.0f);
+        if (volume != nullptr && tile * kVoxels < voxels) {
+            const int lane = threadIdx.x % kWarpSize;
+            const std::int64_t left = voxels - tile * kVoxels - lane % kPieces * 8;
+            const T* from = volume + first_piece(voxels) + tile * kVoxels;
+            T* to = window + lane / kPieces * kPitch + lane % kPieces * 8;
+#pragma unroll
+            for (int row = 0; row < Rows; row += kRowsAtOnce) {
+                if (row + lane / kPieces < rows) {
+                    if (vectors) {
+                        copy_async<16>(to + row * kPitch, left > 0 ? from : volume, left > 0 ? 16 : 0);
+                    } else {
+#pragma unroll 1
+                        for (int j = 0; j < 8; ++j) to[row * kPitch + j] = j < left ? from[j] : from_float<T>(0.0f);
+                    }
                 }
+                from += kRowsAtOnce * voxels;
             }
         }
         copy_async_commit();
@@ -118,18 +130,9 @@ struct Forward {
 
     // One chunk of hidden channels, as fragments of the second product.
     __device__ static void expand(const unsigned (&a)[C / 16][kFragments][4], const T* weight, const float* bias,
-                                  const float* gain, const float* beta, unsigned (&hidden)[kFragments][4]) {
+                                  unsigned (&hidden)[kFragments][4]) {
         const int t = threadIdx.x % 4;
         float acc[kFragments][2][4];
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-            const auto pair = *reinterpret_cast<const Vector<float, 2>*>(bias + 8 * n + 2 * t);
-#pragma unroll
-            for (int m = 0; m < kFragments; ++m) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) acc[m][n][i] = pair.element[i % 2];
-            }
-        }
 #pragma unroll
         for (int k = 0; k < C / 16; ++k) {
             unsigned b[4];
@@ -137,31 +140,24 @@ struct Forward {
 #pragma unroll
             for (int n = 0; n < 2; ++n) {
                 const unsigned half[2] = {b[2 * n], b[2 * n + 1]};
+                const auto pair = *reinterpret_cast<const Vector<float, 2>*>(bias + 8 * n + 2 * t);
+                const float begin[4] = {pair.element[0], pair.element[1], pair.element[0], pair.element[1]};
 #pragma unroll
-                for (int m = 0; m < kFragments; ++m) mma_m16n8k16<T>(acc[m][n], a[k][m], half);
+                for (int m = 0; m < kFragments; ++m) {
+                    if (k == 0) {
+                        mma_m16n8k16<T>(acc[m][n], a[k][m], half, begin);
+                    } else {
+                        mma_m16n8k16<T>(acc[m][n], a[k][m], half);
+                    }
+                }
             }
         }
 #pragma unroll
-        for (int n = 0; n < 2; ++n) {
-            Vector<float, 2> gains{{1.0f, 1.0f}};
-            Vector<float, 2> betas{{0.0f, 0.0f}};
-            if (gain != nullptr) {
-                gains = *reinterpret_cast<const Vector<float, 2>*>(gain + 8 * n + 2 * t);
-                betas = *reinterpret_cast<const Vector<float, 2>*>(beta + 8 * n + 2 * t);
-            }
+        for (int m = 0; m < kFragments; ++m) {
 #pragma unroll
-            for (int m = 0; m < kFragments; ++m) {
-#pragma unroll
-                for (int i = 0; i < 4; i += 2) {
-                    float& low = acc[m][n][i];
-                    float& high = acc[m][n][i + 1];
-                    gelu(low, high);
-                    if (gain != nullptr) {
-                        low = fmaf(gains.element[0], low, betas.element[0]);
-                        high = fmaf(gains.element[1], high, betas.element[1]);
-                    }
-                    hidden[m][2 * n + i / 2] = pack(from_float<T>(low), from_float<T>(high));
-                }
+            for (int i = 0; i < 4; ++i) {
+                const float* const pair = acc[m][i / 2] + 2 * (i % 2);
+                hidden[m][i] = pack(from_float<T>(gelu<T, true>(pair[0])), from_float<T>(gelu<T, true>(pair[1])));
             }
         }
     }
@@ -183,8 +179,7 @@ struct Forward {
     }
 
     // Adds the residual that lies in the window, and leaves the output there.
-    __device__ static void finish(const float (&acc)[kFragments][O / 8][4], const float* bias, bool residual,
-                                  T* window) {
+    __device__ static void finish(const float (&acc)[kFragments][O / 8][4], bool residual, T* window) {
         const int lane = threadIdx.x % kWarpSize;
         const int g = lane / 4;
         const int t = lane % 4;
@@ -199,12 +194,10 @@ struct Forward {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {  // rows 8 (i % 2) of the fragment, columns 8 (i / 2) of the pair
                     const float* sums = acc[m][n + i / 2] + 2 * (i % 2);
-                    const auto pair = *reinterpret_cast<const Vector<float, 2>*>(bias + 8 * (n + i / 2) + 2 * t);
-                    float low = 0.0f;
-                    float high = 0.0f;
-                    if (residual) unpack<T>(added[i], low, high);
-                    const unsigned rounded = pack(from_float<T>(sums[0] + pair.element[0] + low),
-                                                  from_float<T>(sums[1] + pair.element[1] + high));
+                    float low;
+                    float high;
+                    unpack<T>(added[i], low, high);
+                    const unsigned rounded = pack(from_float<T>(sums[0] + low), from_float<T>(sums[1] + high));
                     const unsigned of_channel = transposed(rounded);  // channel g, voxels 2t and 2t + 1
                     *reinterpret_cast<unsigned*>(block + (8 * (i / 2) + g) * kPitch + 8 * (i % 2) + 2 * t) = of_channel;
                 }
@@ -214,20 +207,24 @@ struct Forward {
 
     __device__ static void store(const T* window, int rows, std::int64_t voxels, std::int64_t tile, bool vectors,
                                  T* volume) {
-        const std::int64_t begin = tile * kVoxels;
-        for (int i = threadIdx.x % kWarpSize; i < rows * (kVoxels / 8); i += kWarpSize) {
-            const int row = i / (kVoxels / 8);
-            const int column = i % (kVoxels / 8) * 8;
-            const std::int64_t left = voxels - begin - column;
-            const auto eight = *reinterpret_cast<const Vector<T, 8>*>(window + row * kPitch + column);
-            T* const to = volume + row * voxels + begin + column;
-            if (vectors) {
-                if (left > 0) *reinterpret_cast<Vector<T, 8>*>(to) = eight;
-            } else {
-                for (int j = 0; j < 8; ++j) {
-                    if (j < left) to[j] = eight.element[j];
+        const int lane = threadIdx.x % kWarpSize;
+        const std::int64_t left = voxels - tile * kVoxels - lane % kPieces * 8;
+        T* to = volume + first_piece(voxels) + tile * kVoxels;
+        const T* from = window + lane / kPieces * kPitch + lane % kPieces * 8;
+#pragma unroll
+        for (int row = 0; row < O; row += kRowsAtOnce) {
+            if (row + lane / kPieces < rows) {
+                const auto eight = *reinterpret_cast<const Vector<T, 8>*>(from + row * kPitch);
+                if (vectors) {
+                    if (left > 0) *reinterpret_cast<Vector<T, 8>*>(to) = eight;
+                } else {
+#pragma unroll 1
+                    for (int j = 0; j < 8; ++j) {
+                        if (j < left) to[j] = from[row * kPitch + j];
+                    }
                 }
             }
+            to += kRowsAtOnce * voxels;
         }
     }
 };
@@ -238,6 +235,27 @@ __device__ inline void load_affine(const Bottleneck& p, std::int64_t sample, Aff
         const ChannelNorm map = i < p.extents.channels ? norm_of(p, sample, i) : ChannelNorm{};
         affine[i / 2].scale[i % 2] = map.scale;
         affine[i / 2].shift[i % 2] = map.shift;
+    }
+}
+
+// The compression's weight and bias. With GRN it sees gain * h + beta: the gain goes into the weight, what the weight
+// makes of beta into the bias.
+template <typename T>
+__device__ inline void load_compression(const ForwardParameters& p, std::int64_t sample, T* weight, float* bias,
+                                        int filled_hidden, int filled_outputs) {
+    const auto hidden = static_cast<int>(p.bottleneck.extents.hidden);
+    const auto outputs = static_cast<int>(p.bottleneck.extents.outputs);
+    const float* const gain = p.gain == nullptr ? nullptr : p.gain + sample * hidden;
+    load_matrix(p.bottleneck.compress_weight, outputs, hidden, weight, filled_outputs, filled_hidden, gain);
+    load_vector(p.bottleneck.compress_bias, outputs, bias, filled_outputs);
+    if (gain == nullptr) return;
+    for (int o = threadIdx.x; o < outputs; o += blockDim.x) {  // a thread's own element of the bias
+        float sum = bias[o];
+        for (int h = 0; h < hidden; ++h) {
+            const float value = load_parameter(p.bottleneck.compress_weight, std::int64_t{o} * hidden + h);
+            sum = fmaf(value, load_parameter(p.bottleneck.grn_beta, h), sum);
+        }
+        bias[o] = sum;
     }
 }
 
@@ -263,8 +281,6 @@ __global__ void __launch_bounds__(Forward<T, C, O>::kMaxWarps* kWarpSize, Forwar
     AffinePair* const affine = shared_array(shared.affine);
     float* const expand_bias = shared_array(shared.expand_bias);
     float* const compress_bias = shared_array(shared.compress_bias);
-    float* const gain = p.gain != nullptr ? shared_array(shared.gain) : nullptr;
-    float* const beta = shared_array(shared.beta);
     T* const input_window = shared_array(shared.windows) + warp * (C + O) * Core::kPitch;
     T* const output_window = input_window + C * Core::kPitch;
 
@@ -274,21 +290,16 @@ __global__ void __launch_bounds__(Forward<T, C, O>::kMaxWarps* kWarpSize, Forwar
     T* const output = static_cast<T*>(p.output) + sample * outputs * extents.voxels;
     const std::int64_t step = static_cast<std::int64_t>(p.plan.parts) * p.plan.warps;
     const std::int64_t first = static_cast<std::int64_t>(part) * p.plan.warps + warp;
-    Core::fetch(input, channels, extents.voxels, first, p.vectors, input_window);
-    Core::fetch(residual, outputs, extents.voxels, first, p.vectors, output_window);
+    Core::template fetch<C>(input, channels, extents.voxels, first, p.vectors, input_window);
+    Core::template fetch<O>(residual, outputs, extents.voxels, first, p.vectors, output_window);
     for (int i = channels * Core::kPitch + threadIdx.x % kWarpSize; i < C * Core::kPitch; i += kWarpSize) {
         input_window[i] = from_float<T>(0.0f);  // what is filled up is multiplied with zeros, and must be finite
     }
 
     load_matrix(p.bottleneck.expand_weight, real_hidden, channels, expand, hidden, C);
-    load_matrix(p.bottleneck.compress_weight, outputs, real_hidden, compress, O, hidden);
+    load_compression(p, sample, compress, compress_bias, hidden, O);
     load_affine(p.bottleneck, sample, affine, C);
     load_vector(p.bottleneck.expand_bias, real_hidden, expand_bias, hidden);
-    load_vector(p.bottleneck.compress_bias, outputs, compress_bias, O);
-    if (gain != nullptr) {
-        load_vector({p.gain + sample * real_hidden, ScalarType::float32}, real_hidden, gain, hidden);
-        load_vector(p.bottleneck.grn_beta, real_hidden, beta, hidden);
-    }
     __syncthreads();
 
     const int compress_pitch = pitch_of(hidden);
@@ -298,23 +309,28 @@ __global__ void __launch_bounds__(Forward<T, C, O>::kMaxWarps* kWarpSize, Forwar
         unsigned a[C / 16][Core::kFragments][4];
         Core::load_normalized(input_window, affine, a);
         __syncwarp();
-        Core::fetch(input, channels, extents.voxels, tile + step, p.vectors, input_window);
+        Core::template fetch<C>(input, channels, extents.voxels, tile + step, p.vectors, input_window);
 
-        float acc[Core::kFragments][O / 8][4] = {};
+        float acc[Core::kFragments][O / 8][4];
+#pragma unroll
+        for (int n = 0; n < O / 8; ++n) {
+            const auto pair = *reinterpret_cast<const Vector<float, 2>*>(compress_bias + 8 * n + threadIdx.x % 4 * 2);
+#pragma unroll
+            for (int i = 0; i < 4 * Core::kFragments; ++i) acc[i / 4][n][i % 4] = pair.element[i % 2];
+        }
         for (int chunk = 0; chunk < hidden; chunk += Core::kChunk) {
             unsigned h[Core::kFragments][4];
-            Core::expand(a, expand + chunk * pitch_of(C), expand_bias + chunk, gain == nullptr ? nullptr : gain + chunk,
-                         beta + chunk, h);
+            Core::expand(a, expand + chunk * pitch_of(C), expand_bias + chunk, h);
             Core::compress(h, compress + chunk, compress_pitch, acc);
         }
 
         copy_async_wait<1>();  // the residual; the next input may still be on its way
         __syncwarp();
-        Core::finish(acc, compress_bias, residual != nullptr, output_window);
+        Core::finish(acc, residual != nullptr, output_window);
         __syncwarp();
         Core::store(output_window, outputs, extents.voxels, tile, p.vectors, output);
         __syncwarp();
-        Core::fetch(residual, outputs, extents.voxels, tile + step, p.vectors, output_window);
+        Core::template fetch<O>(residual, outputs, extents.voxels, tile + step, p.vectors, output_window);
     }
     copy_async_wait<0>();
 #endif

@@ -21,6 +21,9 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
 
+// Two blocks a multiprocessor leave 128 registers a thread; left to itself ptxas saves registers and spills (on sm_80).
+constexpr int kBlocksPerProcessor = 2;
+
 // Adds a value of each warp, lane by lane and in the order of the warps; the result is in warp 0.
 __device__ inline double add_warps(double (&of_warp)[kWarps][kWarpSize], double value) {
     const int lane = threadIdx.x % kWarpSize;
@@ -35,7 +38,7 @@ __device__ inline double add_warps(double (&of_warp)[kWarps][kWarpSize], double 
 }
 
 // A block owns 32 adjacent sums of a sample, one a lane; its warps share the parts.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     add_parts(const float* __restrict__ partial, std::int64_t parts, std::int64_t stride, std::int64_t begin,
               std::int64_t count, float* __restrict__ sums) {
     const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * kWarpSize + threadIdx.x % kWarpSize;
@@ -66,7 +69,7 @@ __device__ inline float add_threads(float (&of_thread)[kThreads], float value) {
 }
 
 // A block is a sample, a thread a hidden channel.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     global_response(const __grid_constant__ Bottleneck p, const __grid_constant__ BackwardPlan plan, bool gradients,
                     const float* __restrict__ sums, const __grid_constant__ GlobalResponse response) {
     constexpr float kEps = 1e-6f;  // keeps the division finite (ConvNeXt V2, equation 2)
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Gradients of the parameters, an element a thread, those of all tensors one after another.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     parameter_gradients(const __grid_constant__ BackwardProblem p, const __grid_constant__ BackwardPlan plan,
                         const float* __restrict__ sums, const __grid_constant__ GlobalResponse response) {
     const Extents& extents = p.bottleneck.extents;
@@ -168,7 +171,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Sums of the gradient of the normalised tensor: a block owns 32 channels of a sample, its warps share the hidden ones.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     norm_sums(const __grid_constant__ BackwardProblem p, const __grid_constant__ BackwardPlan plan,
               const float* __restrict__ sums) {
     const std::int64_t channels = p.bottleneck.extents.channels;

@@ -40,7 +40,7 @@ std::int64_t forward_shared_bytes(const ForwardPlan& plan, int warps) {
     const std::int64_t h = plan.hidden;
     const std::int64_t elements = h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) +
                                   warps * (c + o) * pitch_of(ForwardPlan::voxels(plan.channels, plan.outputs));
-    return 2 * elements + 4 * (2 * c + o + 3 * h);
+    return 2 * elements + 4 * (2 * c + o + h);
 }
 
 std::int64_t backward_shared_bytes(const BackwardPlan& plan) {

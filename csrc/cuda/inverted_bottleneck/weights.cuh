@@ -10,16 +10,17 @@
 
 namespace mednext_ops::cuda::inverted_bottleneck {
 
-// A matrix [rows, columns] as operands of `T`, zeros where it is filled up.
+// A matrix [rows, columns] as operands of `T`, zeros where it is filled up; `scale` multiplies its columns if not null.
 template <typename T>
 __device__ inline void load_matrix(const Parameter& matrix, int rows, int columns, T* to, int filled_rows,
-                                   int filled_columns) {
+                                   int filled_columns, const float* scale = nullptr) {
     const int pitch = pitch_of(filled_columns);
     for (int i = threadIdx.x; i < filled_rows * filled_columns; i += blockDim.x) {
         const int row = i / filled_columns;
         const int column = i % filled_columns;
         const bool inside = row < rows && column < columns;
-        const float value = inside ? load_parameter(matrix, static_cast<std::int64_t>(row) * columns + column) : 0.0f;
+        float value = inside ? load_parameter(matrix, static_cast<std::int64_t>(row) * columns + column) : 0.0f;
+        if (inside && scale != nullptr) value *= scale[column];
         to[row * pitch + column] = from_float<T>(value);
     }
 }

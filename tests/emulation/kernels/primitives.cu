@@ -236,15 +236,14 @@ __global__ void producer_and_consumer(const float* input, int rounds, float* out
 
 // ---- GELU ----
 
-// A thread takes two neighbours; with_slope[i] comes from the form that also gives the slope.
+// with_slope[i] comes from the form that also gives the slope.
+template <typename T, bool Summand>
 __global__ void gelus(const float* input, float* value, float* with_slope, float* slope) {
-    const int i = 2 * static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-    float x[2] = {input[i], input[i + 1]};
-    gelu(x[0], x[1]);
-    for (int j = 0; j < 2; ++j) value[i + j] = x[j];
-    for (int j = 0; j < 2; ++j) x[j] = input[i + j];
-    gelu_with_slope(x[0], x[1], slope[i], slope[i + 1]);
-    for (int j = 0; j < 2; ++j) with_slope[i + j] = x[j];
+    const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+    value[i] = gelu<T, Summand>(input[i]);
+    float x = input[i];
+    slope[i] = gelu_with_slope<T, Summand>(x);
+    with_slope[i] = x;
 }
 
 template <typename T>
@@ -295,10 +294,15 @@ ENTRY run_transpose_matrix(const unsigned* input, unsigned* output) {
     return entered([&] { return launch<transpose_matrix>({1, 32}, input, output); });
 }
 
-ENTRY run_gelus(const float* input, int count, float* value, float* with_slope, float* slope) {
+ENTRY run_gelus(int bfloat16, int summand, const float* input, int count, float* value, float* with_slope,
+                float* slope) {
     return entered([&] {
-        const auto blocks = static_cast<unsigned>(count / 512);
-        return launch<gelus>({blocks, 256}, input, value, with_slope, slope);
+        const LaunchShape shape{static_cast<unsigned>(count / 256), 256};
+        const auto run = [&]<typename T>() {
+            if (summand != 0) return launch<gelus<T, true>>(shape, input, value, with_slope, slope);
+            return launch<gelus<T, false>>(shape, input, value, with_slope, slope);
+        };
+        return bfloat16 != 0 ? run.template operator()<__nv_bfloat16>() : run.template operator()<__half>();
     });
 }
 
