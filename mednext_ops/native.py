@@ -63,8 +63,8 @@ _BOTTLENECK_GRADIENTS = (
     "Tensor grad, Tensor grad_sum, Tensor grad_dot_normalized, Tensor expand_weight, Tensor expand_bias, "
     "Tensor compress_weight, Tensor compress_bias, Tensor grn_gamma, Tensor grn_beta"
 )
-#: The same as the CPU library takes it: statistics are [N, C], those of a group repeated for its channels, and GroupNorm's
-#: weight and bias are folded into the expansion, in float32.
+#: The same as the CPU library takes it: statistics are [N, C], those of a group repeated for its channels, and the
+#: weight and bias of GroupNorm are folded into the expansion, in float32.
 _FOLDED = "Tensor input, Tensor mean, Tensor rstd, Tensor expand_folded, Tensor expand_bias"
 
 SCHEMAS = (
