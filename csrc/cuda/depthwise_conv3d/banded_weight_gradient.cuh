@@ -32,6 +32,7 @@
 
 #include "../common/launch.h"
 #include "../common/mma.cuh"
+#include "../common/opaque.cuh"
 #include "../common/scalar_types.cuh"
 #include "../common/shared_memory.cuh"
 #include "banded_weight_gradient.h"
@@ -89,9 +90,8 @@ struct BandedWeightGradient {
 
     // Where a lane finds its elements of the warp's first patch in a plane, in bytes.
     struct Places {
-        unsigned large, large_alone;  // of row lane / 4, and of row lane / 4 + 8
+        unsigned large;  // of row lane / 4 of A
         unsigned small;
-        unsigned cut;  // how row lane / 4 + 8 is made of the words: see load_large
     };
 
     struct Shared {
@@ -113,15 +113,29 @@ struct BandedWeightGradient {
         const int warp = threadIdx.x / kWarpSize;
         const int row = warp / p.tile.warps_w * p.tile.patches * kRows;
         const int column = warp % p.tile.warps_w * WeightGradientTile::kPatchColumns + 4 * (lane % 4);
-        const auto in_large = [&](const OperandRow& at) {
-            const int element = column + at.kw - K / 2 + WeightGradientTile::kLargeHalo;
-            return static_cast<unsigned>((row + at.row) * p.large_planes.row_pitch * 16 + element * 2);
-        };
-        const bool paired = lane / 4 < kPairs;
-        const unsigned large = in_large(operand_row(lane / 4));
-        return {large, paired ? large + 4 : in_large(operand_row(lane / 4 + 8)),
-                static_cast<unsigned>((row + lane / 4) * p.small_planes.row_pitch * 16 + column * 2),
-                paired ? 0x5432u : 0x7654u};
+        const OperandRow at = operand_row(lane / 4);
+        const int element = column + at.kw - K / 2 + WeightGradientTile::kLargeHalo;
+        return {static_cast<unsigned>((row + at.row) * p.large_planes.row_pitch * 16 + element * 2),
+                static_cast<unsigned>((row + lane / 4) * p.small_planes.row_pitch * 16 + column * 2)};
+    }
+
+    // How far row lane / 4 + 8 of A is from row lane / 4, in bytes, where some rows stand alone, and how it is made of
+    // the words: see load_large.
+    struct SecondRow {
+        unsigned further;
+        unsigned cut;
+    };
+
+    __device__ static SecondRow second_row(const WeightGradientParameters& p) {
+        unsigned thread = threadIdx.x;
+        make_opaque(thread);  // computed for each plane: registers are what this kernel has least of
+        const int m = static_cast<int>(thread % kWarpSize / 4);
+        if (m < kPairs) return {4, 0x5432};
+        const OperandRow first = operand_row(m);
+        const OperandRow second = operand_row(m + 8);
+        return {static_cast<unsigned>((second.row - first.row) * p.large_planes.row_pitch * 16 +
+                                      (second.kw - first.kw) * 2),
+                0x7654};
     }
 
     template <int Words>
@@ -132,8 +146,8 @@ struct BandedWeightGradient {
 
     // The fragment of A: a pair of rows is three words, of which row m + 8 takes the upper half of one and the lower
     // half of the next; rows that stand alone are two words each.
-    __device__ static void load_large(unsigned (&a)[4], const unsigned char* plane, unsigned at, unsigned at_alone,
-                                      unsigned cut) {
+    __device__ static void load_large(unsigned (&a)[4], const unsigned char* plane, unsigned at,
+                                      const SecondRow& second) {
         unsigned word[1];
         load_words(word, plane + at);
         a[0] = word[0];
@@ -145,10 +159,10 @@ struct BandedWeightGradient {
             a[3] = __byte_perm(a[2], word[0], 0x5432);
         } else {
             unsigned next[1];
-            load_words(word, plane + at_alone);
-            load_words(next, plane + at_alone + 4);
-            a[1] = __byte_perm(a[0], word[0], cut);
-            a[3] = __byte_perm(word[0], next[0], cut);
+            load_words(word, plane + (at + second.further));
+            load_words(next, plane + (at + second.further) + 4);
+            a[1] = __byte_perm(a[0], word[0], second.cut);
+            a[3] = __byte_perm(word[0], next[0], second.cut);
         }
     }
 
@@ -156,31 +170,32 @@ struct BandedWeightGradient {
 
     // A plane of g comes to place Newest of those held, and a plane of x meets all of them.
     template <int Newest>
-    __device__ static void step(float (&acc)[kSets][KD][4], unsigned (&held)[kPatches][KD][2],
-                                const unsigned char* large, const unsigned char* small, const Places& places,
-                                const WeightGradientParameters& p) {
+    __device__ static void step(float (&acc)[kSets][KD][4], unsigned (&held)[kPatches][KD][2], bool has_large,
+                                const unsigned char* large, bool has_small, const unsigned char* small,
+                                const Places& places, const WeightGradientParameters& p) {
         const int patches = p.tile.patches;
         const auto large_step = static_cast<unsigned>(kRows * p.large_planes.row_pitch * 16);
         const auto small_step = static_cast<unsigned>(kRows * p.small_planes.row_pitch * 16);
 #pragma unroll
         for (int q = 0; q < kPatches; ++q) {
             if (q >= patches) continue;
-            if (small != nullptr) {
+            if (has_small) {
                 load_words(held[q][Newest], small + places.small + q * small_step);
             } else {
                 held[q][Newest][0] = held[q][Newest][1] = 0;
             }
         }
-        if (large == nullptr) return;
+        if (!has_large) return;
         // The next patch's words are on their way while this one is multiplied; the last one is loaded again.
         unsigned a[2][4];
-        load_large(a[0], large, places.large, places.large_alone, places.cut);
+        const SecondRow second = second_row(p);
+        load_large(a[0], large, places.large, second);
 #pragma unroll
         for (int q = 0; q < kPatches; ++q) {
             if (q >= patches) continue;
             if (q + 1 < kPatches) {
                 const unsigned ahead = static_cast<unsigned>(min(q + 1, patches - 1)) * large_step;
-                load_large(a[(q + 1) % 2], large, places.large + ahead, places.large_alone + ahead, places.cut);
+                load_large(a[(q + 1) % 2], large, places.large + ahead, second);
             }
 #pragma unroll
             for (int kd = KD - 1; kd >= 0; --kd) {  // the newest plane last: it has just been asked for
@@ -227,7 +242,7 @@ struct BandedWeightGradient {
     }
 };
 
-template <typename T, int KD, int K>
+template <typename T, int KD, int K, bool Boxes>
 __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
                                   BandedWeightGradient<T, KD, K>::kBlocksPerProcessor)
     banded_weight_gradient(const __grid_constant__ WeightGradientParameters p) {
@@ -246,12 +261,13 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
     const typename Core::Shared shared(p.large_planes, p.small_planes);
 
     // Step z has plane z of x, from d0 on, and plane z + pd of g; the KD - 1 steps before bring g alone.
+    using Ring = PlaneRing<T, 2, Boxes>;
     const int begin = d0 - KD + 1;
-    PlaneRing<T, 2> large(p.large, p.large_planes, shared_array(shared.large), shared_array(shared.large_full), volume,
-                          h0, w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
-    PlaneRing<T, 2> small(p.small, p.small_planes, shared_array(shared.small), shared_array(shared.small_full), volume,
-                          h0 + p.pad_h - K + 1, w0, begin + p.pad_d, begin + p.pad_d, d1 + p.pad_d);
-    PlaneRing<T, 2>::start(large, small);
+    Ring large(p.large, p.large_planes, shared_array(shared.large), shared_array(shared.large_full), volume, h0,
+               w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
+    Ring small(p.small, p.small_planes, shared_array(shared.small), shared_array(shared.small_full), volume,
+               h0 + p.pad_h - K + 1, w0, begin + p.pad_d, begin + p.pad_d, d1 + p.pad_d);
+    Ring::start(large, small);
     __syncthreads();
 
     const typename Core::Places places = Core::places_of(p);
@@ -259,13 +275,16 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
     unsigned held[Core::kPatches][KD][2];
     int newest = 0;
     for (int z = begin; z < d1; ++z) {
+        const bool has_large = large.is_inside();
+        const bool has_small = small.is_inside();
         large.arrive();
         small.arrive();
         __syncthreads();  // the planes are there, and nobody reads those before them any more
         const unsigned char* large_plane = large.turn();
         const unsigned char* small_plane = small.turn();
-        Core::at_place(
-            newest, [&]<int Newest>() { Core::template step<Newest>(acc, held, large_plane, small_plane, places, p); });
+        Core::at_place(newest, [&]<int Newest>() {
+            Core::template step<Newest>(acc, held, has_large, large_plane, has_small, small_plane, places, p);
+        });
         newest = newest + 1 == KD ? 0 : newest + 1;
     }
     large.finish();
@@ -290,8 +309,9 @@ template <typename T, int KD, int K>
 cudaError_t launch_banded_weight_gradient_instance(const WeightGradientParameters& p, unsigned blocks,
                                                    cudaStream_t stream) {
     const typename BandedWeightGradient<T, KD, K>::Shared shared(p.large_planes, p.small_planes);
-    const auto threads = static_cast<unsigned>(p.tile.warps() * kWarpSize);
-    return launch<banded_weight_gradient<T, KD, K>>({blocks, threads, shared.layout.bytes(), stream}, p);
+    const LaunchShape shape{blocks, static_cast<unsigned>(p.tile.warps() * kWarpSize), shared.layout.bytes(), stream};
+    return p.tile.fill == Fill::boxes ? launch<banded_weight_gradient<T, KD, K, true>>(shape, p)
+                                      : launch<banded_weight_gradient<T, KD, K, false>>(shape, p);
 }
 
 // One instance a kernel size, each in a file of its own.

@@ -126,6 +126,8 @@ Fill fill_of(const WeightGradientProblem& p, int architecture) {
 // What a multiprocessor of an H200 needs, calculated: of the second-level cache a byte, of its tensor cores a product.
 constexpr double kCyclesAByte = 1.0 / 24;
 constexpr double kCyclesAProduct = 1.3;
+// What a warp does a step beside its patches: about 100 instructions, four warps at once.
+constexpr double kCyclesAWarp = 25.0;
 // A row of a plane costs what its sectors cost and one more: rows begin in the middle of one, and short ones are slow.
 constexpr int kSector = 32;
 // A step of a block that has the multiprocessor for itself: its barrier and its loads, and products that wait for the
@@ -135,8 +137,8 @@ constexpr double kCyclesAWaitingProduct = 10.0;
 // What begins and ends a block costs about as much as so many steps.
 constexpr int kStepsABlock = 4;
 
-// A chain of sums in one accumulator of a tensor core, which may truncate: at most 5 patches x 32 planes long.
-constexpr int kMostDepth = 32;
+// A chain of sums in one accumulator of a tensor core, which may truncate: at most 5 patches x 64 planes long.
+constexpr int kMostDepth = 64;
 
 // Shared memory that a block may have on the architecture that has the least.
 constexpr int kLeastSharedBytes = 99 * 1024;
@@ -157,7 +159,7 @@ double cycles(const WeightGradientProblem& p, const WeightGradientTile& tile) {
     const int kd = static_cast<int>(p.geometry.kernel.d);
     const std::int64_t blocks = std::max<std::int64_t>(p.batch * p.channels * tile.tiles(), 1);
     const int bytes = bytes_loaded(tile.large_planes(k, false)) + bytes_loaded(tile.small_planes(k, false));
-    const double work = tile.warps() * tile.patches * kd * kCyclesAProduct + bytes * kCyclesAByte;
+    const double work = tile.warps() * (tile.patches * kd * kCyclesAProduct + kCyclesAWarp) + bytes * kCyclesAByte;
     const double alone = kCyclesAStep + tile.patches * kd * kCyclesAWaitingProduct;
     const std::int64_t resident = 2 * WeightGradientTile::kMostWarps / tile.warps();
     const std::int64_t each = ceil_div(blocks, kProcessors);  // of the busiest multiprocessor

@@ -37,8 +37,9 @@ struct PlaneSource {
 // Four 16-bit elements, copied or computed at once.
 constexpr int kChunk = 4;
 
-// `Rings` of the block walk together: their planes are asked for and waited for in the same steps.
-template <typename T, int Rings = 1>
+// `Rings` of the block walk together: their planes are asked for and waited for in the same steps. `OnlyBoxes` is
+// compiled for that fill alone: half of the instructions of a step.
+template <typename T, int Rings = 1, bool OnlyBoxes = false>
 class PlaneRing {
   public:
     static constexpr int kMaxStages = 4;
@@ -76,16 +77,21 @@ class PlaneRing {
 
     // The next plane, ready for all threads until the next call; null where it is not wanted or outside of the volume.
     __device__ const unsigned char* next() {
+        const bool inside = is_inside();
         arrive();
         __syncthreads();  // the plane is there, and nobody reads the one before it any more
-        return turn();
+        const unsigned char* plane = turn();
+        return inside ? plane : nullptr;
     }
+
+    // Whether the next plane is wanted and in the volume; if not, there is nothing in it.
+    __device__ bool is_inside() const { return is_inside(z_); }
 
     // The two halves of `next`, for rings that share the barrier between them. First: this thread's part of the next
     // plane is there.
     __device__ void arrive() {
         const bool inside = is_inside(z_);
-        if (source_.fill == Fill::async) {
+        if (fill_is(Fill::async)) {
             switch (layout_.stages) {
                 case kMaxStages:
                     copy_async_wait<Rings*(kMaxStages - 2)>();
@@ -96,7 +102,7 @@ class PlaneRing {
                 default:
                     copy_async_wait<0>();
             }
-        } else if (source_.fill == Fill::boxes && inside) {
+        } else if (fill_is(Fill::boxes) && inside) {
             mbarrier_wait(full_ + stage_, phases_ >> stage_ & 1);
             phases_ ^= 1u << stage_;
         }
@@ -105,7 +111,7 @@ class PlaneRing {
 
     // Second, after the barrier: the plane before it makes room for one further on.
     __device__ const unsigned char* turn() {
-        const unsigned char* plane = !is_inside(z_) ? nullptr : layout_.staged ? operand_plane() : stage_plane(stage_);
+        const unsigned char* plane = layout_.staged ? operand_plane() : stage_plane(stage_);
         const int free = stage_ == 0 ? layout_.stages - 1 : stage_ - 1;
         fill(z_ + layout_.stages - 1, free);
         stage_ = stage_ + 1 == layout_.stages ? 0 : stage_ + 1;
@@ -115,15 +121,20 @@ class PlaneRing {
 
     // To be called after the last plane, whether or not it was used.
     __device__ void finish() {
-        if (source_.fill == Fill::async) copy_async_wait<0>();
+        if (fill_is(Fill::async)) copy_async_wait<0>();
     }
 
   private:
     __device__ void initialise() {
-        if (source_.fill == Fill::boxes && threadIdx.x == 0) {
+        if (fill_is(Fill::boxes) && threadIdx.x == 0) {
             for (int stage = 0; stage < layout_.stages; ++stage) mbarrier_initialise(full_ + stage, 1);
             mbarrier_initialised();
         }
+    }
+
+    __device__ bool fill_is(Fill fill) const {
+        if constexpr (OnlyBoxes) return fill == Fill::boxes;
+        return source_.fill == fill;
     }
 
     __device__ bool is_inside(int z) const { return static_cast<unsigned>(z - z_begin_) < z_count_; }
@@ -163,7 +174,7 @@ class PlaneRing {
         const bool inside = is_inside(z);
         unsigned char* plane = stage_plane(stage);
         const std::int64_t plane_at = (volume_ * source_.d + z) * source_.h * source_.w;
-        if (source_.fill == Fill::boxes) {
+        if (fill_is(Fill::boxes)) {
             if (inside && threadIdx.x == 0) {
                 const int at[kTensorRank] = {w0_, h0_, z, static_cast<int>(volume_), 0};
                 const auto bytes = static_cast<unsigned>(layout_.rows * layout_.row_pitch * 16);
@@ -174,7 +185,7 @@ class PlaneRing {
             }
             return;
         }
-        if (source_.fill == Fill::async) {
+        if (fill_is(Fill::async)) {
             if (inside) {
                 const T* data = static_cast<const T*>(source_.data);
                 const T* output = static_cast<const T*>(source_.affine.output);
@@ -206,7 +217,7 @@ class PlaneRing {
             chunk.element[i] = from_float<T>(0.0f);
             if (!valid) continue;
             const std::int64_t at = plane_at + static_cast<std::int64_t>(h) * source_.w + w + i;
-            chunk.element[i] = output == nullptr ? data[at] : affine(data[at], output[at]);
+            chunk.element[i] = output == nullptr ? data[at] : map()(data[at], output[at]);
         }
         *reinterpret_cast<Vector<T, kChunk>*>(to) = chunk;
     }
@@ -214,6 +225,8 @@ class PlaneRing {
     // The operand plane from the two that the ring brought, each thread its own chunks.
     __device__ void compute(const unsigned char* plane, unsigned char* operand) const {
         const unsigned char* output = plane + layout_.plane_bytes();
+        const Map affine =
+            map();  // once: what follows stores to shared memory, and might change it for all the compiler knows
         for_each_chunk([&](int offset, int h, int w) {
             const auto a = *reinterpret_cast<const Vector<T, kChunk>*>(plane + offset);
             const auto b = *reinterpret_cast<const Vector<T, kChunk>*>(output + offset);
@@ -228,10 +241,18 @@ class PlaneRing {
         });
     }
 
-    __device__ T affine(T value, T output) const {
+    // The affine map of this volume.
+    struct Map {
+        float scale, slope, offset;
+
+        __device__ T operator()(T value, T output) const {
+            return from_float<T>(fmaf(scale, to_float(value), fmaf(slope, to_float(output), offset)));
+        }
+    };
+
+    __device__ Map map() const {
         const AffineGradient& map = source_.affine;
-        const float shifted = fmaf(map.slope[volume_], to_float(output), map.offset[volume_]);
-        return from_float<T>(fmaf(map.scale[volume_], to_float(value), shifted));
+        return {map.scale[volume_], map.slope[volume_], map.offset[volume_]};
     }
 
     const PlaneSource& source_;
