@@ -100,7 +100,7 @@ def _scaling_panel(ax: Axes, rows: list[Row], value: Callable[[Row], float | Non
     ax.set_xticks(kernels, [f"{k}$^3$" for k in kernels])
     if kernels:
         ax.set_xlim(kernels[0] - 0.5, kernels[-1] + 0.5)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.06 * ax.get_ylim()[1])
     ax.grid(alpha=0.3)
 
 
