@@ -7,9 +7,9 @@ namespace mednext_ops::cuda::depthwise_conv3d {
 // (sm_90).
 enum class Fill { elements, async, boxes };
 
-// A ring of `stages` planes of `rows` rows of `octets` octets of 16-bit elements. Where the operand is computed from two
-// tensors (a gradient that is not written out, brought by copies), a stage is two planes, and two planes more take the
-// operand: one in use, one in the making.
+// A ring of `stages` planes of `rows` rows of `octets` octets of 16-bit elements. Where the operand is computed from
+// two tensors (a gradient that is not written out, brought by copies), a stage is two planes, and two planes more take
+// the operand: one in use, one in the making.
 struct PlaneLayout {
     int rows, octets;
     int row_pitch;  // octets from one row to the next
@@ -17,11 +17,7 @@ struct PlaneLayout {
     bool staged;
 
     constexpr PlaneLayout(int rows, int octets, int row_pitch, int stages, bool affine, Fill fill)
-        : rows(rows),
-          octets(octets),
-          row_pitch(row_pitch),
-          stages(stages),
-          staged(affine && fill != Fill::elements) {}
+        : rows(rows), octets(octets), row_pitch(row_pitch), stages(stages), staged(affine && fill != Fill::elements) {}
 
     constexpr int plane_bytes() const { return (rows * row_pitch * 16 + 127) / 128 * 128; }
     constexpr int ring_planes() const { return staged ? 2 * stages : stages; }
