@@ -1,6 +1,6 @@
 // The inverted bottleneck forward as two matrix products a tile of voxels, for fp16 and bf16, NCDHW, sm_80 and newer.
 //
-// A warp works alone: its tile is 32 voxels (16 of 128 x 128 channels) and all channels, and it meets the others of its
+// A warp works alone: its tile is 32 voxels (16 of 128 outputs) and all channels, and it meets the others of its
 // block only while the weights are loaded, once. Voxels are the rows of both products, so that what the first one
 // leaves in the registers is what the second one takes, as in flash attention. The hidden tensor exists nowhere else.
 //
@@ -45,7 +45,7 @@ struct alignas(16) AffinePair {
 
 template <typename T, int C, int O>
 struct Forward {
-    static constexpr int kVoxels = ForwardPlan::voxels(C, O);
+    static constexpr int kVoxels = ForwardPlan::voxels(O);
     static constexpr int kPitch = pitch_of(kVoxels);
     static constexpr int kFragments = kVoxels / 16;
     static constexpr int kChunk = 16;  // hidden channels

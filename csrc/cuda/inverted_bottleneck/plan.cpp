@@ -39,7 +39,7 @@ std::int64_t forward_shared_bytes(const ForwardPlan& plan, int warps) {
     const std::int64_t o = plan.outputs;
     const std::int64_t h = plan.hidden;
     const std::int64_t elements = h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) +
-                                  warps * (c + o) * pitch_of(ForwardPlan::voxels(plan.channels, plan.outputs));
+                                  warps * (c + o) * pitch_of(ForwardPlan::voxels(plan.outputs));
     return 2 * elements + 4 * (2 * c + o + h);
 }
 
@@ -64,7 +64,7 @@ std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture
     while (plan.warps > 0 && forward_shared_bytes(plan, plan.warps) > most) plan.warps -= 2;
     if (plan.warps < 2) return std::nullopt;
 
-    plan.tiles = ceil_div(extents.voxels, ForwardPlan::voxels(plan.channels, plan.outputs));
+    plan.tiles = ceil_div(extents.voxels, ForwardPlan::voxels(plan.outputs));
     const std::int64_t blocks = kProcessors * ForwardPlan::blocks_per_processor(plan.channels, plan.outputs);
     const std::int64_t wanted = ceil_div(blocks, std::max<std::int64_t>(extents.batch, 1));
     plan.parts = static_cast<int>(std::clamp<std::int64_t>(ceil_div(plan.tiles, plan.warps), 1, wanted));

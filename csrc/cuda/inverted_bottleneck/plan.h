@@ -27,8 +27,8 @@ constexpr int pitch_of(int columns) {
 
 // Forward: a warp's tile is some voxels and all channels; the weights stay in shared memory.
 struct ForwardPlan {
-    // Two fragments of rows share what is loaded of the weights; of 128 x 128 channels the registers hold one.
-    static constexpr int voxels(int channels, int outputs) { return channels * outputs <= 64 * 128 ? 32 : 16; }
+    // Two fragments of rows share what is loaded of the weights; of 128 outputs the registers hold one.
+    static constexpr int voxels(int outputs) { return outputs <= 64 ? 32 : 16; }
 
     // 16 warps a multiprocessor hide the latencies of the memory where the registers of few channels allow it; with
     // many, the weights fill the shared memory and are there once.
