@@ -34,7 +34,7 @@ struct ForwardPlan {
     // many, the weights fill the shared memory and are there once.
     static constexpr int max_warps(int channels, int outputs) {
         const int product = channels * outputs;
-        return product <= 32 * 64 ? 4 : product <= 64 * 64 ? 8 : 8;
+        return product <= 32 * 64 ? 4 : 8;
     }
     static constexpr int blocks_per_processor(int channels, int outputs) {
         const int product = channels * outputs;
