@@ -1,0 +1,126 @@
+"""The script for GPU machines and its parts, as far as a machine without one can run them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+NINJA_FILE = """
+ninja_required_version = 1.7
+
+rule copy
+  command = cat $in > $out && echo done > $out.seen
+  description = copy $out
+
+rule join
+  command = cat $in > $out
+  description = join $out
+
+build made/a: copy a.txt
+
+build made/b: copy b.txt | a.txt
+
+build whole: join made/a made/b
+
+build all: phony whole
+"""
+
+
+@pytest.fixture
+def parity(monkeypatch):
+    """The modules of benchmarks/parity, which is run as a folder."""
+    monkeypatch.syspath_prepend(BENCHMARKS / "parity")
+    names = ("random_problems", "results_of", "repeats")
+    yield {name: importlib.import_module(name) for name in names}
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def options(**changes):
+    chosen = {"backend": "cpu", "device": "cpu", "problems": 1, "runs": 3, "size": "tiny", "seed": 0}
+    return argparse.Namespace(**chosen | changes, deadline=time.monotonic() + 60)
+
+
+def run(*command, cwd, **environment):
+    return subprocess.run(
+        [str(c) for c in command], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_parity_counts_what_it_tried(parity):
+    report = parity["random_problems"].check(options(backend="reference"))
+    assert report["tried"] == report["passed"] >= 15 and not report["failures"]
+    ran = report["operators"]["group_norm_statistics bf16"]["ran_on"]
+    assert ran == {"group_norm_statistics": ["reference"]}
+
+
+def test_parity_finds_a_planted_error(parity, plant):
+    plant(lambda y: y * (1 + 1e-2))
+    report = parity["random_problems"].check(options(backend="reference", problems=3))
+    assert report["passed"] < report["tried"]
+    assert any("depthwise_conv3d" in failure and "output" in failure for failure in report["failures"])
+
+
+def test_parity_finds_what_was_left_unwritten(parity, plant):
+    plant(lambda y: torch.cat([y[:, :, :-1], torch.empty_like(y[:, :, -1:])], 2))
+    report = parity["random_problems"].check(options(backend="reference"))
+    assert any("nan" in failure for failure in report["failures"])
+
+
+def test_parity_finds_bits_that_differ_from_run_to_run(parity, plant):
+    plant(lambda y: y + 1e-6 * torch.rand(()))
+    report = parity["repeats"].check_bitwise(options(backend="reference"))
+    assert report["passed"] < report["tried"] and "run 2 gives other bits in output" in report["failures"][0]
+
+
+def test_parity_says_when_there_was_nothing_to_try(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run(sys.executable, BENCHMARKS / "parity", "--output", "parity.json", cwd=tmp_path)
+    assert done.returncode == 3 and "nothing was tried" in done.stdout, done.stderr
+
+
+def test_the_stand_in_for_ninja_makes_what_is_stale_and_no_more(tmp_path):
+    (tmp_path / "build.ninja").write_text(NINJA_FILE)
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    command = (sys.executable, BENCHMARKS / "ninja_stand_in.py", "-f", "build.ninja", "-j", "2", "all")
+    assert run(*command, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "whole").read_text() == "ab"
+    assert run(*command, cwd=tmp_path).stdout == ""
+    later = time.time() + 5
+    (tmp_path / "b.txt").write_text("c")
+    os.utime(tmp_path / "b.txt", (later, later))
+    made = run(*command, cwd=tmp_path).stdout.split()
+    assert "made/b" in made and "made/a" not in made
+    (tmp_path / "a.txt").unlink()
+    assert run(*command, cwd=tmp_path).returncode == 1
+
+
+def test_the_script_runs_without_a_gpu_and_says_so(tmp_path):
+    environment = {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work"), "PYTHON": sys.executable}
+    script = BENCHMARKS / "device_check.sh"
+    done = run("bash", script, "quick", "environment", "tests", "memcheck", cwd=tmp_path, INSTALLED="1", **environment)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert set(summary["steps"]) == {"environment", "tests", "memcheck"}
+    assert summary["steps"]["environment"]["result"] == "passed"
+    if not torch.cuda.is_available():
+        assert done.returncode == 3 and summary["gpu"] is None
+        assert summary["steps"]["tests"]["result"] == "nothing to do"
+        assert "there is no GPU here" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("fast",), ("full", "everything")])
+def test_the_script_refuses_what_it_does_not_know(arguments, tmp_path):
+    done = run("bash", BENCHMARKS / "device_check.sh", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and "device_check.sh: " in done.stderr
