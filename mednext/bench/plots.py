@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from mednext.atomic_file import replacing
-from mednext.bench.rows import OUT_OF_MEMORY, Row
+from mednext.bench.rows import OK, Row
 from mednext.bench.table import EAGER, speed_ups
 
 __all__ = ["draw_all", "draw_roofline", "draw_scaling", "draw_speed_ups"]
@@ -94,9 +94,9 @@ def _scaling_panel(ax: Axes, rows: list[Row], value: Callable[[Row], float | Non
                 ax.errorbar(
                     row.kernel_size or 0, middle, [[middle - low], [high - middle]], color=style["color"], capsize=3
                 )
-        missing += [f"{name} k{row.kernel_size}" for row, v in points if not v and row.status == OUT_OF_MEMORY]
+        missing += [f"{row.status}: {name} k{row.kernel_size}" for row, v in points if not v and row.status != OK]
     if missing:
-        ax.text(0.02, 0.98, "out of memory:\n" + "\n".join(missing), transform=ax.transAxes, va="top", fontsize=7)
+        ax.text(0.02, 0.98, "\n".join(missing), transform=ax.transAxes, va="top", fontsize=7)
     ax.set_xticks(kernels, [f"{k}$^3$" for k in kernels])
     if kernels:
         ax.set_xlim(kernels[0] - 0.5, kernels[-1] + 0.5)
