@@ -63,9 +63,12 @@ _BOTTLENECK_GRADIENTS = (
     "Tensor grad, Tensor grad_sum, Tensor grad_dot_normalized, Tensor expand_weight, Tensor expand_bias, "
     "Tensor compress_weight, Tensor compress_bias, Tensor grn_gamma, Tensor grn_beta"
 )
-#: The same as the CPU library takes it: statistics are [N, C], those of a group repeated for its channels, and the
-#: weight and bias of GroupNorm are folded into the expansion, in float32.
-_FOLDED = "Tensor input, Tensor mean, Tensor rstd, Tensor expand_folded, Tensor expand_bias"
+#: The same as the CPU library takes it: statistics are [N, C], those of a group repeated for its channels; GRN comes as
+#: a gain of the hidden tensor.
+_HIDDEN_WITH_GAIN = (
+    "Tensor input, Tensor mean, Tensor rstd, Tensor norm_weight, Tensor norm_bias, "
+    "Tensor expand_weight, Tensor? expand_bias"
+)
 
 SCHEMAS = (
     "group_norm_statistics(Tensor input, int num_groups, float eps) -> (Tensor mean, Tensor rstd)",
@@ -83,11 +86,11 @@ SCHEMAS = (
     f"inverted_bottleneck_backward(Tensor grad_output, {_HIDDEN}, Tensor? grn_gamma, Tensor? grn_beta, "
     "bool needs_input, bool needs_norm, bool needs_expand, bool needs_compress, bool needs_grn) "
     f"-> ({_BOTTLENECK_GRADIENTS})",
-    f"inverted_bottleneck_folded({_FOLDED}, Tensor compress_weight, Tensor compress_bias, Tensor? gain, "
+    f"inverted_bottleneck_with_gain({_HIDDEN_WITH_GAIN}, Tensor compress_weight, Tensor? compress_bias, Tensor? gain, "
     "Tensor? residual) -> Tensor",
-    f"inverted_bottleneck_folded_response(Tensor? grad_output, {_FOLDED}) "
+    f"inverted_bottleneck_response(Tensor? grad_output, {_HIDDEN_WITH_GAIN}) "
     "-> (Tensor square_sums, Tensor output_sums, Tensor output_hidden)",
-    f"inverted_bottleneck_folded_backward(Tensor grad_output, {_FOLDED}, Tensor expand_weight, Tensor compress_weight, "
+    f"inverted_bottleneck_with_gain_backward(Tensor grad_output, {_HIDDEN_WITH_GAIN}, Tensor compress_weight, "
     "Tensor? gain, Tensor? slope, bool needs_data, bool needs_hidden, bool needs_compress) -> (Tensor grad, "
     "Tensor hidden_sums, Tensor normalized_hidden, Tensor output_sums, Tensor output_hidden)",
 )

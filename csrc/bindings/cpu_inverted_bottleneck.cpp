@@ -1,7 +1,6 @@
-// mednext_ops_native::inverted_bottleneck_folded, its GRN sums and its gradient on CPU tensors.
+// mednext_ops_native::inverted_bottleneck_with_gain, its GRN sums and its gradient on CPU tensors.
 //
-// GroupNorm's weight and bias are folded into the expansion, and GRN's into a gain and the compression's bias, by the
-// caller (mednext_ops/backends/cpu/inverted_bottleneck.py): what arrives here are matrices.
+// GRN arrives as a gain of the hidden tensor, its bias folded into the compression's (mednext_ops/backends/cpu).
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -27,15 +26,21 @@ Memory memory(std::int64_t floats) {
     return Memory(new float[static_cast<std::size_t>(floats)]);
 }
 
+void require_vector(const char* op, const char* name, const Tensor& tensor, std::int64_t extent) {
+    require_floating_type(op, name, tensor);
+    require(tensor.dim() == 1 && tensor.size(0) == extent, op, ": ", name, " must be [", extent, "], got ",
+            shape_of(tensor));
+}
+
 void require_matrix(const char* op, const char* name, const Tensor& tensor, std::int64_t rows, std::int64_t columns) {
-    require(tensor.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32, got ",
-            torch::headeronly::toString(tensor.scalar_type()));
+    require_floating_type(op, name, tensor);
     require(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == columns, op, ": ", name, " must be [",
             rows, ", ", columns, "], got ", shape_of(tensor));
 }
 
-// matrix [rows, columns] of row-major floats, or its transpose, as the right operand of a product.
-Memory packed(const Tensor& matrix, bool transposed, std::int64_t padded_columns) {
+// matrix [rows, columns], or its transpose, as the right operand of a product.
+Memory packed(const Tensor& tensor, bool transposed, std::int64_t padded_columns) {
+    const Tensor matrix = floats(tensor).tensor;
     const std::int64_t panel = 2 * cpu::kernels().lanes;
     const std::int64_t rows = matrix.size(transposed ? 1 : 0), columns = matrix.size(transposed ? 0 : 1);
     const std::int64_t row = transposed ? 1 : columns, column = transposed ? rows : 1;
@@ -48,8 +53,9 @@ Memory packed(const Tensor& matrix, bool transposed, std::int64_t padded_columns
     return result;
 }
 
-// Rows of `columns` floats, padded with zeros.
-Memory padded(const Tensor& rows, std::int64_t columns, std::int64_t padded_columns) {
+// Rows of `columns` numbers, padded with zeros.
+Memory padded(const Tensor& tensor, std::int64_t columns, std::int64_t padded_columns) {
+    const Tensor rows = floats(tensor).tensor;
     const std::int64_t count = columns == 0 ? 0 : rows.numel() / columns;
     Memory result = memory(count * padded_columns);
     const float* source = static_cast<const float*>(rows.const_data_ptr());
@@ -60,33 +66,51 @@ Memory padded(const Tensor& rows, std::int64_t columns, std::int64_t padded_colu
     return result;
 }
 
-// What all three operators take, checked and laid out.
+// What all three operators take.
+struct Arguments {
+    const Tensor &input, &mean, &rstd, &norm_weight, &norm_bias, &expand_weight;
+    const std::optional<Tensor>& expand_bias;
+};
+
+// The same, checked and laid out.
 struct Bottleneck {
     kernels::Shape shape;
     kernels::Plan plan;
     DenseVolume input;
-    Floats mean, rstd;
+    Floats mean, rstd, norm_weight, norm_bias;
     Memory expand, expand_bias, gain;
 
-    Bottleneck(const char* op, const Tensor& values, const Tensor& mean_, const Tensor& rstd_, const Tensor& expand_,
-               const Tensor& bias_, std::int64_t outputs, const std::optional<Tensor>& gain_)
-        : input{checked(op, values)}, mean(floats(mean_)), rstd(floats(rstd_)) {
-        require_per_channel(op, "mean", mean_, values);
-        require_per_channel(op, "rstd", rstd_, values);
-        require(expand_.dim() == 2, op, ": expand_folded must be [R, C], got ", shape_of(expand_));
-        shape = {values.size(0), voxels_of(values), values.size(1), expand_.size(0), outputs};
-        require_matrix(op, "expand_folded", expand_, shape.hidden, shape.channels);
-        require(bias_.scalar_type() == ScalarType::Float && bias_.dim() == 1 && bias_.size(0) == shape.hidden, op,
-                ": expand_bias must be float32 [", shape.hidden, "], got ", shape_of(bias_));
+    Bottleneck(const char* op, const Arguments& a, std::int64_t outputs, const std::optional<Tensor>& gain_)
+        : input{checked(op, a.input)},
+          mean(floats(a.mean)),
+          rstd(floats(a.rstd)),
+          norm_weight(floats(a.norm_weight)),
+          norm_bias(floats(a.norm_bias)) {
+        require_per_channel(op, "mean", a.mean, a.input);
+        require_per_channel(op, "rstd", a.rstd, a.input);
+        require_vector(op, "norm_weight", a.norm_weight, a.input.size(1));
+        require_vector(op, "norm_bias", a.norm_bias, a.input.size(1));
+        require(a.expand_weight.dim() == 2, op, ": expand_weight must be [R, C], got ", shape_of(a.expand_weight));
+        shape = {a.input.size(0), voxels_of(a.input), a.input.size(1), a.expand_weight.size(0), outputs};
+        require_matrix(op, "expand_weight", a.expand_weight, shape.hidden, shape.channels);
+        if (a.expand_bias.has_value()) require_vector(op, "expand_bias", *a.expand_bias, shape.hidden);
         if (gain_.has_value()) require_matrix(op, "gain", *gain_, shape.batch, shape.hidden);
         plan = kernels::plan(shape, cpu::kernels().lanes);
-        expand = packed(torch::stable::contiguous(expand_), true, plan.hidden);
-        expand_bias = padded(torch::stable::contiguous(bias_), shape.hidden, plan.hidden);
-        if (gain_.has_value()) gain = padded(torch::stable::contiguous(*gain_), shape.hidden, plan.hidden);
+        expand = packed(a.expand_weight, true, plan.hidden);
+        expand_bias = bias(a.expand_bias, shape.hidden, plan.hidden);
+        if (gain_.has_value()) gain = padded(*gain_, shape.hidden, plan.hidden);
+    }
+
+    static Memory bias(const std::optional<Tensor>& given, std::int64_t columns, std::int64_t padded_columns) {
+        if (given.has_value()) return padded(*given, columns, padded_columns);
+        Memory zeros = memory(padded_columns);
+        std::fill_n(zeros.get(), padded_columns, 0.0f);
+        return zeros;
     }
 
     kernels::Operands operands() const {
-        return {shape, input.volume, mean.data(), rstd.data(), expand.get(), expand_bias.get(), gain.get()};
+        return {shape,        input.volume,      mean.data(), rstd.data(), norm_weight.data(), norm_bias.data(),
+                expand.get(), expand_bias.get(), gain.get()};
     }
 
     template <typename Kernel>
@@ -145,17 +169,17 @@ void require_gradient(const char* op, const Tensor& grad_output, const Tensor& i
             ", got ", shape_of(grad_output));
 }
 
-Tensor inverted_bottleneck(const Tensor& input, const Tensor& mean, const Tensor& rstd, const Tensor& expand_weight,
-                           const Tensor& expand_bias, const Tensor& compress_weight, const Tensor& compress_bias,
-                           const std::optional<Tensor>& gain, const std::optional<Tensor>& residual) {
-    constexpr const char* op = "inverted_bottleneck_folded";
+Tensor inverted_bottleneck(const Tensor& input, const Tensor& mean, const Tensor& rstd, const Tensor& norm_weight,
+                           const Tensor& norm_bias, const Tensor& expand_weight,
+                           const std::optional<Tensor>& expand_bias, const Tensor& compress_weight,
+                           const std::optional<Tensor>& compress_bias, const std::optional<Tensor>& gain,
+                           const std::optional<Tensor>& residual) {
+    constexpr const char* op = "inverted_bottleneck_with_gain";
     require(compress_weight.dim() == 2, op, ": compress_weight must be [O, R], got ", shape_of(compress_weight));
     const std::int64_t outputs = compress_weight.size(0);
-    const Bottleneck b(op, input, mean, rstd, expand_weight, expand_bias, outputs, gain);
+    const Bottleneck b(op, {input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias}, outputs, gain);
     require_matrix(op, "compress_weight", compress_weight, outputs, b.shape.hidden);
-    require(compress_bias.scalar_type() == ScalarType::Float && compress_bias.dim() == 1 &&
-                compress_bias.size(0) == outputs,
-            op, ": compress_bias must be float32 [", outputs, "], got ", shape_of(compress_bias));
+    if (compress_bias.has_value()) require_vector(op, "compress_bias", *compress_bias, outputs);
     const std::int64_t extent[] = {input.size(2), input.size(3), input.size(4)};
     const DenseVolume output = new_volume(input, b.shape.batch, outputs, extent, b.input.volume.channels_last);
     std::optional<DenseVolume> added;
@@ -163,8 +187,8 @@ Tensor inverted_bottleneck(const Tensor& input, const Tensor& mean, const Tensor
         require_same(op, "residual", *residual, "the output", output.tensor);
         added = dense(*residual);
     }
-    const Memory compress = packed(torch::stable::contiguous(compress_weight), true, b.plan.outputs);
-    const Memory bias = padded(torch::stable::contiguous(compress_bias), outputs, b.plan.outputs);
+    const Memory compress = packed(compress_weight, true, b.plan.outputs);
+    const Memory bias = Bottleneck::bias(compress_bias, outputs, b.plan.outputs);
     const kernels::ForwardProblem problem{b.operands(), compress.get(), bias.get(),
                                           added.has_value() ? added->volume : cpu::Volume{}, output.volume};
     b.run(b.shape.batch * b.plan.tiles, [&](std::int64_t begin, std::int64_t end, float* scratch) {
@@ -175,11 +199,13 @@ Tensor inverted_bottleneck(const Tensor& input, const Tensor& mean, const Tensor
 
 std::tuple<Tensor, Tensor, Tensor> inverted_bottleneck_response(const std::optional<Tensor>& grad_output,
                                                                 const Tensor& input, const Tensor& mean,
-                                                                const Tensor& rstd, const Tensor& expand_weight,
-                                                                const Tensor& expand_bias) {
-    constexpr const char* op = "inverted_bottleneck_folded_response";
+                                                                const Tensor& rstd, const Tensor& norm_weight,
+                                                                const Tensor& norm_bias, const Tensor& expand_weight,
+                                                                const std::optional<Tensor>& expand_bias) {
+    constexpr const char* op = "inverted_bottleneck_response";
     const std::int64_t outputs = grad_output.has_value() && grad_output->dim() > 1 ? grad_output->size(1) : 0;
-    const Bottleneck b(op, input, mean, rstd, expand_weight, expand_bias, outputs, std::nullopt);
+    const Bottleneck b(op, {input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias}, outputs,
+                       std::nullopt);
     std::optional<DenseVolume> grad;
     if (grad_output.has_value()) {
         require_gradient(op, *grad_output, input, outputs);
@@ -197,15 +223,14 @@ std::tuple<Tensor, Tensor, Tensor> inverted_bottleneck_response(const std::optio
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> inverted_bottleneck_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd, const Tensor& expand_folded,
-    const Tensor& expand_bias, const Tensor& expand_weight, const Tensor& compress_weight,
-    const std::optional<Tensor>& gain, const std::optional<Tensor>& slope, bool needs_data, bool needs_hidden,
-    bool needs_compress) {
-    constexpr const char* op = "inverted_bottleneck_folded_backward";
+    const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd, const Tensor& norm_weight,
+    const Tensor& norm_bias, const Tensor& expand_weight, const std::optional<Tensor>& expand_bias,
+    const Tensor& compress_weight, const std::optional<Tensor>& gain, const std::optional<Tensor>& slope,
+    bool needs_data, bool needs_hidden, bool needs_compress) {
+    constexpr const char* op = "inverted_bottleneck_with_gain_backward";
     require(compress_weight.dim() == 2, op, ": compress_weight must be [O, R], got ", shape_of(compress_weight));
     const std::int64_t outputs = compress_weight.size(0);
-    const Bottleneck b(op, input, mean, rstd, expand_folded, expand_bias, outputs, gain);
-    require_matrix(op, "expand_weight", expand_weight, b.shape.hidden, b.shape.channels);
+    const Bottleneck b(op, {input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias}, outputs, gain);
     require_matrix(op, "compress_weight", compress_weight, outputs, b.shape.hidden);
     require(gain.has_value() == slope.has_value(), op, ": gain and slope belong together: give both or neither");
     if (slope.has_value()) require_matrix(op, "slope", *slope, b.shape.batch, b.shape.hidden);
@@ -215,10 +240,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> inverted_bottleneck_backward(
     const DenseVolume read = dense(grad_output);
     std::optional<DenseVolume> grad;
     if (needs_data) grad = new_volume_like(input, b.input.volume.channels_last);
-    const Memory expand_back = packed(torch::stable::contiguous(expand_weight), false, b.plan.channels);
-    const Memory compress_back = packed(torch::stable::contiguous(compress_weight), false, b.plan.hidden);
-    const Memory slopes =
-        slope.has_value() ? padded(torch::stable::contiguous(*slope), b.shape.hidden, b.plan.hidden) : Memory();
+    const Memory expand_back = packed(expand_weight, false, b.plan.channels);
+    const Memory compress_back = packed(compress_weight, false, b.plan.hidden);
+    const Memory slopes = slope.has_value() ? padded(*slope, b.shape.hidden, b.plan.hidden) : Memory();
     const kernels::BackwardProblem problem{
         b.operands(), read.volume,  expand_back.get(), compress_back.get(),
         slopes.get(), needs_hidden, needs_compress,    needs_data ? grad->volume : cpu::Volume{}};
@@ -238,9 +262,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> inverted_bottleneck_backward(
 }  // namespace mednext_ops::bindings
 
 STABLE_TORCH_LIBRARY_IMPL(mednext_ops_native, CPU, library) {
-    library.impl("inverted_bottleneck_folded", TORCH_BOX(&mednext_ops::bindings::inverted_bottleneck));
-    library.impl("inverted_bottleneck_folded_response",
-                 TORCH_BOX(&mednext_ops::bindings::inverted_bottleneck_response));
-    library.impl("inverted_bottleneck_folded_backward",
+    library.impl("inverted_bottleneck_with_gain", TORCH_BOX(&mednext_ops::bindings::inverted_bottleneck));
+    library.impl("inverted_bottleneck_response", TORCH_BOX(&mednext_ops::bindings::inverted_bottleneck_response));
+    library.impl("inverted_bottleneck_with_gain_backward",
                  TORCH_BOX(&mednext_ops::bindings::inverted_bottleneck_backward));
 }

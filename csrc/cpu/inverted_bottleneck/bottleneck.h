@@ -1,6 +1,7 @@
 // The inverted bottleneck on the CPU: expand, GELU, scale (GRN), compress, add, and its gradients.
 //
-//   n[v, c] = (input - mean) * rstd          normalised; GroupNorm's weight and bias are folded into the expansion
+//   x[v, c] = (input - mean) * rstd
+//   n[v, c] = norm_weight * x + norm_bias
 //   h[v, r] = gelu(expand n + expand_bias)
 //   out[v]  = compress (gain * h) + compress_bias + residual
 //
@@ -30,7 +31,7 @@ struct Plan {
     std::int64_t square_sums() const { return 0; }                              // h^2 [hidden]
     std::int64_t hidden_sums() const { return hidden; }                         // d pre [hidden]
     std::int64_t output_sums() const { return 2 * hidden; }                     // grad_output [outputs]
-    std::int64_t hidden_normalized() const { return output_sums() + outputs; }  // n (x) d pre [channels, hidden]
+    std::int64_t hidden_normalized() const { return output_sums() + outputs; }  // x (x) d pre [channels, hidden]
     std::int64_t output_hidden() const {
         return hidden_normalized() + channels * hidden;
     }  // grad (x) h [outputs, hidden]
@@ -51,8 +52,10 @@ struct Operands {
     Volume input;
     const float* mean;         // [N, C]
     const float* rstd;         // [N, C]
-    const float* expand;       // [C, R] packed, GroupNorm's weight folded in
-    const float* expand_bias;  // [R], GroupNorm's bias folded in
+    const float* norm_weight;  // [C]
+    const float* norm_bias;    // [C]
+    const float* expand;       // [C, R] packed
+    const float* expand_bias;  // [R]
     const float* gain;         // [N, R] padded, or null
 };
 
@@ -73,7 +76,7 @@ struct ResponseProblem {
 struct BackwardProblem {
     Operands operands;
     Volume grad_output;
-    const float* expand_back;    // [R, C] packed, without GroupNorm's weight
+    const float* expand_back;    // [R, C] packed
     const float* compress_back;  // [O, R] packed
     const float* slope;   // [N, R] padded, with gain: the hidden gradient is gain * (compress^T grad) + slope * h
     bool needs_hidden;    // hidden_sums and hidden_normalized, and the gradient of n if `grad` is there

@@ -23,7 +23,7 @@ class Tile {
   public:
     Tile(const Operands& operands, const Plan& plan, float* scratch) : o_(operands), plan_(plan) {
         normalized_ = scratch;
-        grad_normalized_ = normalized_ + plan.tile_voxels * plan.channels;
+        grad_normalized_ = normalized_ + plan.tile_voxels * plan.channels;  // first the affine map's result
         outputs_ = grad_normalized_ + plan.tile_voxels * plan.channels;
         hidden_ = outputs_ + 2 * plan.tile_voxels * plan.outputs;
         slope_ = hidden_ + plan.tile_voxels * plan.hidden;
@@ -36,7 +36,8 @@ class Tile {
         rows_ = (span_.count + kProductRows - 1) / kProductRows * kProductRows;
     }
 
-    // The expansion before GELU, into the hidden buffer.
+    // The expansion before GELU, into the hidden buffer. GroupNorm's weight is not folded into the expansion's: a
+    // weight rounded once more errs the same way at every voxel, and the sums over the voxels would show it.
     void expand() {
         const std::int64_t statistics = span_.sample * o_.shape.channels;
         read_tile<T>(o_.input, span_, rows_, plan_.channels, normalized_,
@@ -46,7 +47,17 @@ class Tile {
                          const Vector rstd = load_first(o_.rstd + statistics + channel, channels);
                          for (int i = 0; i < kLanes; ++i) block[i] = (block[i] - mean) * rstd;
                      });
-        multiply<Start::bias>(rows_, plan_.hidden, o_.shape.channels, {normalized_, plan_.channels, 1},
+        float* affine = grad_normalized_;
+        for (std::int64_t channel = 0; channel < o_.shape.channels; channel += kLanes) {
+            const std::int64_t channels = at_most(kLanes, o_.shape.channels - channel);
+            const Vector weight = load_first(o_.norm_weight + channel, channels);
+            const Vector bias = load_first(o_.norm_bias + channel, channels);
+            for (std::int64_t v = 0; v < rows_; ++v) {
+                const std::int64_t i = v * plan_.channels + channel;
+                store(affine + i, fma(load(normalized_ + i), weight, bias));
+            }
+        }
+        multiply<Start::bias>(rows_, plan_.hidden, o_.shape.channels, {affine, plan_.channels, 1},
                               packed(o_.expand, o_.shape.channels), o_.expand_bias, {hidden_, plan_.hidden});
     }
 

@@ -22,7 +22,7 @@ MEDNEXT_OPS_INLINE Vector exp_of_negative(Vector x, Vector low) {
     constexpr float kInverseFactorials[] = {1.0f, 1.0f, 0.5f, 1.0f / 6, 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves a whole number in the lowest bits
     x = x < broadcast(-87.0f) ? broadcast(-87.0f) : x;
-    const Vector shifted = fma(x, broadcast(1.44269504089f), broadcast(kRound));
+    const Vector shifted = fma(x + low, broadcast(1.44269504089f), broadcast(kRound));
     const Vector whole = shifted - kRound;
     // ln 2 in two parts: the first one has few enough digits for an exact product.
     const Vector rest = fma(whole, broadcast(-1.42860677e-6f), fma(whole, broadcast(-0.693145751953125f), x)) + low;
@@ -44,8 +44,9 @@ MEDNEXT_OPS_INLINE Normal normal(Vector x) {
     constexpr float kBelow[] = {
         1.0f, 1.67228166755f, 1.19911793703f, 0.467310194756f, 0.101164104889f, 0.0102135882379f};
     const Vector a = absolute(x);
-    const Vector square = a * a;
-    const Vector bell = exp_of_negative(square * -0.5f, fma(a, a, -square) * -0.5f);
+    // a^2 in two parts, the first of them exact: rounded as a whole, 100 / 2 would cost the exponential five bits.
+    const Vector high = (Vector)((Words)a & 0xfffff000u);
+    const Vector bell = exp_of_negative(high * high * -0.5f, (a - high) * (a + high) * -0.5f);
     const Vector within = minimum(a, broadcast(14.0f));
     const Vector ratio = polynomial(kAbove, within) / polynomial(kBelow, within);
     const Vector tail = select(a > broadcast(13.5f), Vector{}, bell * ratio);

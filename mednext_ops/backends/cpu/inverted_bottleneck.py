@@ -1,7 +1,6 @@
-"""The inverted bottleneck by csrc/cpu/inverted_bottleneck, which sees matrices only.
+"""The inverted bottleneck by csrc/cpu/inverted_bottleneck.
 
-GroupNorm's weight and bias are folded into the expansion here, its statistics are applied on load; GRN's bias is folded
-into the compression's.
+What the kernels know of GRN is a gain of the hidden tensor; its bias is folded into the compression's here.
 """
 
 from __future__ import annotations
@@ -32,15 +31,17 @@ def inverted_bottleneck(
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     """input [N, C, D, H, W], expand_weight [R, C], compress_weight [O, R] -> [N, O, D, H, W] in the input's dtype."""
-    hidden = _hidden(input, mean, rstd, norm_weight, norm_bias, expand_weight.float(), expand_bias)
-    compress = compress_weight.float()
-    bias = compress.new_zeros(compress.shape[0]) if compress_bias is None else compress_bias.float()
-    gain = None
+    channels = input.shape[1]
+    statistics = per_channel(mean, channels), per_channel(rstd, channels)
+    hidden = (input, *statistics, norm_weight, norm_bias, expand_weight, expand_bias)
+    gain, bias = None, compress_bias
     if grn is not None:
-        square_sums, _, _ = _native.inverted_bottleneck_folded_response(None, *hidden)
+        square_sums, _, _ = _native.inverted_bottleneck_response(None, *hidden)
         gain = GlobalResponse(square_sums, grn[0]).gain
-        bias = torch.addmv(bias, compress, grn[1].float())
-    return _native.inverted_bottleneck_folded(*hidden, compress, bias, gain, residual)
+        bias = compress_weight.float() @ grn[1].float()
+        if compress_bias is not None:
+            bias += compress_bias
+    return _native.inverted_bottleneck_with_gain(*hidden, compress_weight, bias, gain, residual)
 
 
 def inverted_bottleneck_backward(
@@ -57,20 +58,24 @@ def inverted_bottleneck_backward(
     needs: InvertedBottleneckNeeds,
 ) -> InvertedBottleneckGradients:
     """The gradients of :func:`inverted_bottleneck` that ``needs`` names, from the forward's inputs alone."""
+    channels = input.shape[1]
+    statistics = per_channel(mean, channels), per_channel(rstd, channels)
+    hidden = (input, *statistics, norm_weight, norm_bias, expand_weight, expand_bias)
     expand, compress = expand_weight.float(), compress_weight.float()
-    hidden = _hidden(input, mean, rstd, norm_weight, norm_bias, expand, expand_bias)
     needs_hidden = needs.input or needs.norm or needs.expand
     found: dict[str, torch.Tensor | None] = {}
     gain = slope = None
     if grn is not None:
-        square_sums, output_sums, output_hidden = _native.inverted_bottleneck_folded_response(grad_output, *hidden)
+        square_sums, output_sums, output_hidden = _native.inverted_bottleneck_response(grad_output, *hidden)
         response = GlobalResponse(square_sums, grn[0])
         found |= compression_gradients(output_sums, output_hidden, compress, response, grn[1])
         gain, slope = response.gain, response.slope((output_hidden * compress).sum(1))
     needs_compress = needs.compress and grn is None
     if needs_hidden or needs_compress:
-        grad, hidden_sums, normalized_hidden, output_sums, output_hidden = _native.inverted_bottleneck_folded_backward(
-            grad_output, *hidden, expand, compress, gain, slope, needs.input, needs_hidden, needs_compress
+        grad, hidden_sums, normalized_hidden, output_sums, output_hidden = (
+            _native.inverted_bottleneck_with_gain_backward(
+                grad_output, *hidden, compress, gain, slope, needs.input, needs_hidden, needs_compress
+            )
         )
         if needs_compress:
             found |= compression_gradients(output_sums, output_hidden, compress, None, None)
@@ -78,20 +83,3 @@ def inverted_bottleneck_backward(
             found["grad"] = grad if needs.input else None
             found |= expansion_gradients(hidden_sums, normalized_hidden.mT, expand, norm_weight, norm_bias)
     return InvertedBottleneckGradients(**found)
-
-
-def _hidden(
-    input: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
-    expand: torch.Tensor,
-    expand_bias: torch.Tensor | None,
-) -> tuple[torch.Tensor, ...]:
-    """What the expansion is made from: input, mean and rstd a channel, folded weight and bias."""
-    channels = input.shape[1]
-    bias = expand @ norm_bias.float()
-    if expand_bias is not None:
-        bias += expand_bias
-    return input, per_channel(mean, channels), per_channel(rstd, channels), expand * norm_weight.float(), bias

@@ -1,0 +1,46 @@
+"""Tests of what only the CPU library has: its variants, its threads, its memory."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+
+FORMATS = [torch.contiguous_format, torch.channels_last_3d]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+class Poisoned:
+    """The CPU backend; while it runs, fresh memory is full of NaN, so that what it leaves unwritten shows."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._module, name)
+
+        def call(*arguments: Any) -> Any:
+            torch.use_deterministic_algorithms(True)  # it fills what torch.empty returns
+            try:
+                assert torch.empty(3).isnan().all()
+                return function(*arguments)
+            finally:
+                torch.use_deterministic_algorithms(False)
+
+        return call
+
+
+@pytest.fixture
+def cpu() -> Any:
+    """The CPU backend, on poisoned memory; the test is skipped where its library was not built."""
+    module = importlib.import_module("mednext_ops.backends.cpu")
+    if module.unavailable() is not None:
+        pytest.skip(module.unavailable())
+    return Poisoned(module)
