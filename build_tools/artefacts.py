@@ -115,22 +115,29 @@ def _torch_flags(torch: Torch) -> list[str]:
     return [_target(), f"-ffile-prefix-map={torch.include}=", f"-isystem{torch.include}"]
 
 
-def cpu(ninja: NinjaFile, root: Path, build: Path, compiler: Compiler, torch: Torch) -> Artefact:
-    """Kernels and bindings for the CPU; linked against libtorch_cpu, which torch has loaded by then."""
-    kernels = cpu_kernels(ninja, root, build, compiler, _CXX_FLAGS)
+def cpu(
+    ninja: NinjaFile, root: Path, build: Path, compiler: Compiler, torch: Torch, *, sanitize: bool = False
+) -> Artefact:
+    """Kernels and bindings for the CPU; linked against libtorch_cpu, which torch has loaded by then.
+
+    ``sanitize`` adds AddressSanitizer and UBSan, for tests.
+    """
+    flags = [*_CXX_FLAGS, *(_SANITIZER_FLAGS if sanitize else ())]
+    kernels = _cpu_kernels(ninja, root, build, compiler, flags)
     bindings = _compile(
         ninja,
         build,
         "cpu_binding",
         _sources(root, "csrc/bindings/cpu_*.cpp"),
         compiler,
-        [*_CXX_FLAGS, *_torch_flags(torch)],
+        [*flags, *_torch_flags(torch)],
     )
-    _link(ninja, build, "cpu", CPU_LIBRARY, kernels + bindings, compiler, [f"-L{torch.lib}", "-ltorch_cpu"])
-    return Artefact("cpu", CPU_LIBRARY, compiler.version, tuple(_CXX_FLAGS))
+    link = [*(_SANITIZER_FLAGS if sanitize else ()), f"-L{torch.lib}", "-ltorch_cpu"]
+    _link(ninja, build, "cpu", CPU_LIBRARY, kernels + bindings, compiler, link)
+    return Artefact("cpu", CPU_LIBRARY, compiler.version, tuple(flags))
 
 
-def cpu_kernels(ninja: NinjaFile, root: Path, build: Path, compiler: Compiler, flags: list[str]) -> list[Path]:
+def _cpu_kernels(ninja: NinjaFile, root: Path, build: Path, compiler: Compiler, flags: list[str]) -> list[Path]:
     """Objects of csrc/cpu: plain sources once, vectorised ones once a capability of this kind of machine."""
     sources = _sources(root, "csrc/cpu/*/*.cpp")
     vectorised = [source for source in sources if source.name.endswith(".simd.cpp")]
