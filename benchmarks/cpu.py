@@ -1,7 +1,7 @@
 """Measures the CPU backend against eager PyTorch, contiguous and channels_last_3d, and writes every number down.
 
-Correctness comes first: nothing is timed whose result differs. The variants take turns, so that whatever else the machine
-does meets them all; a row holds medians. The floor is the multiplications at the rate of this machine's sgemm.
+Correctness comes first: nothing is timed whose result differs. The variants take turns, so that whatever else the
+machine does meets them all; a row holds medians. The floor is the multiplications at the rate of this machine's sgemm.
 
     python benchmarks/cpu.py --output benchmarks/results/cpu-epyc-2-cores.json --figure docs/images/cpu-kernel-size.png
 
@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -156,12 +155,19 @@ def whole_networks(kernel_size: int, edge: int, rounds: int) -> list[dict[str, A
     return rows
 
 
+def _resident(field: str) -> int:
+    """VmRSS, what the process has in memory, or VmHWM, the most that it had, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field))) * 1024
+
+
 def _peak(name: str, kernel_size: int, edge: int, sender: Any) -> None:
     network = networks(kernel_size)[name]
     x = torch.randn(1, 1, edge, edge, edge).contiguous(memory_format=FORMATS[name.split()[1]])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the highest value starts anew
+    before = _resident("VmRSS")
     step(network, x)
-    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    sender.send(_resident("VmHWM") - before)
 
 
 def peak_memory(kernel_size: int, edge: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ __all__ = ["collect", "describe", "main"]
 _VARIABLES = (
     "MEDNEXT_OPS_BACKEND",
     "MEDNEXT_OPS_BUILD",
+    "MEDNEXT_OPS_CPU_CAPABILITY",
     "MEDNEXT_OPS_CUDA_ARCHS",
     "MEDNEXT_OPS_EMULATED_LIBRARY",
     "MAX_JOBS",
@@ -50,6 +51,7 @@ def collect() -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
             "threads": torch.get_num_threads(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "cpu_kernels": list(native.cpu_capabilities()) if native.libraries()["cpu"].loaded else [],
         },
         "devices": _devices(),
         "build": {
@@ -126,6 +128,9 @@ def describe(facts: dict[str, Any]) -> str:
             "CUDA": torch_facts["cuda"] or "none: a CPU-only build" if not torch_facts["hip"] else "none: a ROCm build",
             "cuDNN": torch_facts["cudnn"] or "none",
             "CPU": f"{torch_facts['threads']} threads, {torch_facts['cpu_capability']}",
+            "our CPU kernels": f"best of {', '.join(torch_facts['cpu_kernels'])}"
+            if torch_facts["cpu_kernels"]
+            else "none",
         },
     )
     devices = {
