@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,7 +113,9 @@ def test_a_read_past_the_end_is_reported(environment, tmp_path):
     assert "torch.Size([1, 1, 3, 4, 5])" in run(0).stdout
     wrong = run(1)
     assert wrong.returncode != 0
-    assert "heap-buffer-overflow" in wrong.stderr and "block.h" in wrong.stderr
+    # A vector that begins inside of the array and ends outside has no better name than "unknown-crash".
+    assert re.search("AddressSanitizer: (heap-buffer-overflow|unknown-crash)", wrong.stderr), wrong.stderr
+    assert "mednext_ops::cpu::" in wrong.stderr  # the frame that read
 
 
 def test_no_variant_leaves_a_function_for_another_to_take(objects):
