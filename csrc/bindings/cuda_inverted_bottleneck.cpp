@@ -69,8 +69,10 @@ struct Arguments {
         require_vector(op, "grn_beta", grn_beta, hidden, input);
     }
 
+    bool channels_last() const { return prefers_channels_last(input); }
+
     Arguments dense() const {
-        return {in_format(input, false),           in_format(mean, false),        in_format(rstd, false),
+        return {in_format(input, channels_last()), in_format(mean, false),        in_format(rstd, false),
                 in_format(norm_weight, false),     in_format(norm_bias, false),   in_format(expand_weight, false),
                 in_format(compress_weight, false), in_format(expand_bias, false), in_format(compress_bias, false),
                 in_format(grn_gamma, false),       in_format(grn_beta, false)};
@@ -83,6 +85,7 @@ struct Arguments {
 
     kernels::Bottleneck bottleneck() const {
         return {cuda_scalar_type(input),
+                channels_last(),
                 extents(),
                 mean.size(1),
                 input.const_data_ptr(),
@@ -150,8 +153,9 @@ Tensor inverted_bottleneck(const Tensor& input, const Tensor& mean, const Tensor
     require_plan(op, extents, grn_gamma.has_value(), false, context.architecture());
 
     const Arguments arguments = given.dense();
-    const MaybeTensor added = in_format(residual, false);
-    Tensor output = context.empty_volume(input, {extents.batch, extents.outputs, size[0], size[1], size[2]}, false);
+    const bool last = given.channels_last();
+    const MaybeTensor added = in_format(residual, last);
+    Tensor output = context.empty_volume(input, {extents.batch, extents.outputs, size[0], size[1], size[2]}, last);
     if (output.numel() == 0) return output;
     const kernels::ForwardProblem problem{arguments.bottleneck(), added ? added->const_data_ptr() : nullptr,
                                           output.mutable_data_ptr()};
@@ -181,7 +185,8 @@ Gradients inverted_bottleneck_backward(const Tensor& grad_output, const Tensor& 
     require_plan(op, extents, grn_gamma.has_value(), true, context.architecture());
 
     const Arguments arguments = given.dense();
-    const Tensor grads = in_format(grad_output, false);
+    const bool last = given.channels_last();
+    const Tensor grads = in_format(grad_output, last);
     const bool wants_hidden = needs_input || needs_norm || needs_expand;
     // With GRN the hidden gradient is made of the compression's, and GRN's own fall out of them.
     const bool wants_compress = needs_compress || grn_gamma.has_value();
@@ -192,10 +197,10 @@ Gradients inverted_bottleneck_backward(const Tensor& grad_output, const Tensor& 
     const auto address = [](bool wanted, Tensor& tensor) {
         return wanted ? static_cast<float*>(tensor.mutable_data_ptr()) : nullptr;
     };
-    Tensor grad =
-        needs_input ? context.empty_volume(
-                          input, {extents.batch, extents.channels, input.size(2), input.size(3), input.size(4)}, false)
-                    : context.empty(input, {0}, input.scalar_type());
+    Tensor grad = needs_input
+                      ? context.empty_volume(
+                            input, {extents.batch, extents.channels, input.size(2), input.size(3), input.size(4)}, last)
+                      : context.empty(input, {0}, input.scalar_type());
     Tensor grad_sum = floats(wants_hidden, {extents.batch, extents.channels});
     Tensor grad_dot_normalized = floats(wants_hidden, {extents.batch, extents.channels});
     Tensor grad_expand = floats(wants_hidden, {extents.hidden, extents.channels});

@@ -71,8 +71,6 @@ class CudaKernels(ABC):
     def _declined_bottleneck(self, problem: Problem) -> str | None:
         if problem.dtype == torch.float32:
             return f"its {problem.op} runs on tensor cores, in 16 bits: for float32 the products of torch are as fast"
-        if problem.channels_last:
-            return f"it has no {problem.op} for channels_last_3d"
         architecture = self.architecture()
         if architecture < 80:
             return f"its {problem.op} needs the tensor cores of sm_80 and newer, this is sm_{architecture}"

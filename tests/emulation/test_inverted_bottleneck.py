@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 
 import mednext_ops as ops
-from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds, Problem
+from mednext_ops.backends.problem import (
+    InvertedBottleneckGradients,
+    InvertedBottleneckNeeds,
+    Problem,
+    memory_format_of,
+)
 
 from ..ops.eager import Block, assert_within_twice, grn
 
@@ -74,6 +79,14 @@ class Case:
     def to(self, dtype) -> Case:
         return Case(*(None if v is None else v.to(dtype) for v in vars(self).values()))
 
+    def channels_last(self) -> Case:
+        """The same with its volumes in channels_last_3d."""
+
+        def lay(volume: torch.Tensor | None) -> torch.Tensor | None:
+            return None if volume is None else volume.contiguous(memory_format=torch.channels_last_3d)
+
+        return replace(self, input=lay(self.input), residual=lay(self.residual))
+
     def grn(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         return None if self.gamma is None else (self.gamma, self.beta)
 
@@ -121,12 +134,15 @@ class Case:
 
 def check_forward(backend, case: Case) -> None:
     exact, theirs = case.to(torch.float64).eager(), case.to(case.input.dtype).eager()
-    assert_within_twice(case.fused(backend), theirs, exact, "output")
+    ours = case.fused(backend)
+    assert ours.is_contiguous(memory_format=memory_format_of(case.input))
+    assert_within_twice(ours, theirs, exact, "output")
 
 
 def check_backward(backend, case: Case) -> None:
     channels = case.compress_weight.shape[0]
     grad_output = torch.randn(len(case.input), channels, *case.input.shape[2:]).to(case.input.dtype)
+    grad_output = grad_output.contiguous(memory_format=memory_format_of(case.input))
     exact = case.to(torch.float64).eager_gradients(grad_output)
     theirs = case.to(case.input.dtype).eager_gradients(grad_output)
     ours = case.fused_gradients(backend, grad_output)
@@ -135,6 +151,7 @@ def check_backward(backend, case: Case) -> None:
             assert our is None or case.grn() is None
             continue
         assert our.dtype == (case.input.dtype if name == "grad" else torch.float32), name
+        assert name != "grad" or our.is_contiguous(memory_format=memory_format_of(case.input))
         assert_within_twice(our, their, right, name)
 
 
@@ -209,6 +226,42 @@ def test_without_residual_and_biases_and_with_float32_parameters(emulated, size)
     check_forward(emulated, replace(case, expand_bias=None, compress_bias=None))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (128, 256, 64), (128, 256, 128), (100, 96, 72)])
+def test_every_shape_in_channels_last(emulated, shape, dtype):
+    case = Case.draw(shape, (3, 4, 5), 2, dtype).channels_last()
+    check_forward(emulated, case)
+    check_forward(emulated, replace(case, residual=None))
+    if max(shape[0], shape[2]) <= 64:
+        check_backward(emulated, case)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 2), (3, 5, 7), (1, 1, 63), (7, 7, 7)])
+def test_any_extent_in_channels_last(emulated, size):
+    case = Case.draw((32, 64, 32), size, 3, torch.bfloat16).channels_last()
+    check_forward(emulated, case)
+    check_backward(emulated, case)
+
+
+@pytest.mark.parametrize("shape", [(32, 64, 32), (20, 45, 9)])
+def test_global_response_normalisation_in_channels_last(emulated, shape):
+    case = Case.draw(shape, (3, 5, 7), 2, torch.bfloat16, grn=True).channels_last()
+    check_forward(emulated, case)
+    check_backward(emulated, case)
+
+
+def test_a_gradient_in_the_other_format_is_read_too(emulated):
+    case = Case.draw((32, 64, 32), (3, 4, 8), 2, torch.bfloat16)
+    grad_output = torch.randn(2, 32, 3, 4, 8).bfloat16()
+    expected = case.fused_gradients(emulated, grad_output)
+    other = grad_output.contiguous(memory_format=torch.channels_last_3d)
+    assert all(
+        torch.equal(a, b) for a, b in zip(case.fused_gradients(emulated, other), expected, strict=True) if b is not None
+    )
+    mixed = replace(case.channels_last(), residual=case.residual)
+    assert torch.equal(mixed.fused(emulated), case.channels_last().fused(emulated))
+
+
 def extremes() -> dict[str, Case]:
     """Inputs and norms at which a folded affine map, or a division, would fail."""
     case = Case.draw((32, 64, 32), (4, 5, 8), 2, torch.bfloat16, torch.float32)
@@ -232,18 +285,22 @@ def test_extremes_of_the_norm(emulated, extreme):
     check_backward(emulated, case)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("size", [(3, 9, 8), (2, 3, 31)])
-def test_the_forward_has_the_same_bits_in_every_order(emulated, size):
+def test_the_forward_has_the_same_bits_in_every_order(emulated, size, channels_last):
     case = Case.draw((32, 64, 32), size, 2, torch.bfloat16)
+    case = case.channels_last() if channels_last else case
     first = case.fused(emulated)
     for order in ("reversed", "shuffled"):
         with emulated.thread_order(order, seed=5):
             assert torch.equal(case.fused(emulated), first)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("with_grn", [False, True])
-def test_gradients_have_the_same_bits_in_every_order(emulated, with_grn):
+def test_gradients_have_the_same_bits_in_every_order(emulated, with_grn, channels_last):
     case = Case.draw((32, 64, 32), (2, 9, 8), 2, torch.bfloat16, grn=with_grn)
+    case = case.channels_last() if channels_last else case
     grad_output = torch.randn(2, 32, 2, 9, 8).bfloat16()
     first = case.fused_gradients(emulated, grad_output)
     for order in ("reversed", "shuffled"):
@@ -279,7 +336,7 @@ def test_what_no_kernel_takes_is_declined_with_a_reason(emulated):
     assert emulated.supports(problem((64, 256, 64))) is None
     assert "not fit the registers and shared memory of sm_90" in emulated.supports(problem((256, 512, 256)))
     assert "tensor cores" in emulated.supports(problem((32, 64, 32), torch.float32))
-    assert "channels_last_3d" in emulated.supports(problem((32, 64, 32), channels_last=True))
+    assert emulated.supports(problem((32, 64, 32), channels_last=True)) is None
     with emulated.architecture(75):
         assert "sm_80 and newer" in emulated.supports(problem((32, 64, 32)))
     with emulated.architecture(86):

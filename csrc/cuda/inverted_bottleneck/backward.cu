@@ -25,8 +25,10 @@ bool aligned(const void* pointer, std::uintptr_t bytes) {
 cudaError_t launch_fused_backward(const Bottleneck& bottleneck, const BackwardPlan& plan, const BackwardPass& pass,
                                   cudaStream_t stream) {
     const Extents& extents = bottleneck.extents;
-    const bool vectors = extents.voxels % 8 == 0 && aligned(bottleneck.input, 16) && aligned(pass.grad_output, 16);
-    const bool pairs = extents.voxels % 2 == 0 && aligned(pass.grad, 4);
+    const bool last = bottleneck.channels_last;
+    const bool even = last ? extents.channels % 8 == 0 && extents.outputs % 8 == 0 : extents.voxels % 8 == 0;
+    const bool vectors = even && aligned(bottleneck.input, 16) && aligned(pass.grad_output, 16);
+    const bool pairs = (last ? extents.channels : extents.voxels) % 2 == 0 && aligned(pass.grad, 4);
     const BackwardParameters parameters{bottleneck, plan, pass, vectors, pairs};
     if (extents.batch * plan.parts > INT_MAX) return cudaErrorInvalidConfiguration;
 

@@ -1,4 +1,4 @@
-// The inverted bottleneck backward as matrix products over tiles of voxels, for fp16 and bf16, NCDHW, sm_80 and newer.
+// The inverted bottleneck backward as matrix products over tiles of voxels, for fp16 and bf16, sm_80 and newer.
 //
 // A block walks over tiles of 64 voxels of one sample; each warp owns 32 hidden channels. They are the rows of the
 // first two products, so that what these leave in the registers is what the sums over the voxels take:
@@ -11,8 +11,9 @@
 //     dn   [c, v] = W1^T dpre             dpre from shared memory: here a warp owns 32 channels x 16 voxels
 //
 // Two barriers a tile: when n and yhat are there, and when dpre is. The input and gradient of the next tile are on
-// their way meanwhile. A block writes its sums to its own place of the workspace; the order of every sum follows from
-// the shape alone.
+// their way meanwhile. Tiles lie as the volumes do, [c][v] or with channels last [v][c]: ldmatrix transposes where a
+// product wants the other, and the last one then has voxels as its rows. A block writes its sums to its own place of
+// the workspace; the order of every sum follows from the shape alone.
 #pragma once
 
 #include <cstdint>
@@ -31,17 +32,27 @@ struct BackwardParameters {
     Bottleneck bottleneck;
     BackwardPlan plan;
     BackwardPass pass;
-    bool vectors;  // rows of input and gradient begin at multiples of 16 bytes
+    bool vectors;  // rows (voxels where channels are last) of input and gradient begin at multiples of 16 bytes
     bool pairs;    // those of `grad` at multiples of 4
 };
 
-template <typename T, int C, int O>
+template <typename T, int C, int O, bool ChannelsLast>
 struct Backward {
     static constexpr int kVoxels = BackwardPlan::kVoxels;
-    static constexpr int kPitch = pitch_of(kVoxels);
+    static constexpr int kPitch = pitch_of(kVoxels);  // of a row of voxels
     static constexpr int kRows = BackwardPlan::kRows;
     static constexpr int kFragments = kRows / 16;
     static constexpr int kMaxThreads = BackwardPlan::kMaxWarps * kWarpSize;
+
+    // How a tile of `Channels` lies: elements from one row to the next, and all of them.
+    template <int Channels>
+    static constexpr int pitch = ChannelsLast ? pitch_of(Channels) : kPitch;
+    static constexpr int tile(int channels) { return ChannelsLast ? kVoxels * pitch_of(channels) : channels * kPitch; }
+    // Where `voxel` of `channel` lies in it.
+    template <int Channels>
+    __device__ static int place(int channel, int voxel) {
+        return ChannelsLast ? voxel * pitch<Channels> + channel : channel * kPitch + voxel;
+    }
 
     struct Shared {
         SharedLayout layout;
@@ -54,10 +65,10 @@ struct Backward {
         constexpr explicit Shared(int hidden)
             : expand(layout.array<T>(hidden * pitch_of(C))),
               compress(layout.array<T>(O * pitch_of(hidden))),
-              input(layout.array<T>(C * kPitch)),
-              normalized(layout.array<T>(C * kPitch)),
-              unit(layout.array<T>(C * kPitch)),
-              grad_output(layout.array<T>(2 * O * kPitch)),
+              input(layout.array<T>(tile(C))),
+              normalized(layout.array<T>(tile(C))),
+              unit(layout.array<T>(tile(C))),
+              grad_output(layout.array<T>(2 * tile(O))),
               grad_hidden(layout.array<T>(hidden * kPitch)),
               norms(layout.array<ChannelNorm>(C)),
               expand_bias(layout.array<float>(hidden)),
@@ -74,21 +85,31 @@ struct Backward {
         float rows[kFragments][2] = {};
     };
 
-    // Calls `function(row, column)` for each eight voxels of a tile that are this thread's.
-    template <typename Function>
-    __device__ static void for_each_piece(int rows, Function&& function) {
-        for (int i = threadIdx.x; i < rows * (kVoxels / 8); i += blockDim.x) {
-            function(i / (kVoxels / 8), i % (kVoxels / 8) * 8);
+    // Calls `function(row, column)` for each eight elements of a tile that are this thread's: rows are channels and
+    // columns voxels, or the other way round. Of channels that are last all come, those that are filled up too.
+    template <int Channels, typename Function>
+    __device__ static void for_each_piece(int channels, Function&& function) {
+        constexpr int kPieces = (ChannelsLast ? Channels : kVoxels) / 8;
+        for (int i = threadIdx.x; i < (ChannelsLast ? kVoxels : channels) * kPieces; i += blockDim.x) {
+            function(i / kPieces, i % kPieces * 8);
         }
     }
 
     // Starts to load a tile of a volume of one sample; elements one by one where rows are not aligned.
-    __device__ static void fetch(const T* volume, int rows, std::int64_t voxels, std::int64_t begin, bool vectors,
+    template <int Channels>
+    __device__ static void fetch(const T* volume, int channels, std::int64_t voxels, std::int64_t begin, bool vectors,
                                  T* tile) {
-        for_each_piece(rows, [&](int row, int column) {
-            const T* from = volume + row * voxels + begin + column;
-            T* to = tile + row * kPitch + column;
-            const std::int64_t left = voxels - begin - column;
+        for_each_piece<Channels>(channels, [&](int row, int column) {
+            const T* from = volume;
+            std::int64_t left;
+            if constexpr (ChannelsLast) {
+                from += (begin + row) * channels + column;
+                left = begin + row < voxels ? channels - column : 0;
+            } else {
+                from += row * voxels + begin + column;
+                left = voxels - begin - column;
+            }
+            T* to = tile + row * pitch<Channels> + column;
             if (vectors) {
                 copy_async<16>(to, left > 0 ? from : volume, left > 0 ? 16 : 0);
             } else {
@@ -97,16 +118,16 @@ struct Backward {
         });
     }
 
-    // n and yhat of the pieces that this thread fetched itself.
-    __device__ static void normalize(const T* input, int rows, const ChannelNorm* norms, T* normalized, T* unit) {
-        for_each_piece(rows, [&](int row, int column) {
-            const int at = row * kPitch + column;
-            const ChannelNorm norm = norms[row];
+    // n and yhat of the pieces that this thread fetched itself. `norms` has zeros where channels are filled up.
+    __device__ static void normalize(const T* input, int channels, const ChannelNorm* norms, T* normalized, T* unit) {
+        for_each_piece<C>(channels, [&](int row, int column) {
+            const int at = row * pitch<C> + column;
             const auto x = *reinterpret_cast<const Vector<T, 8>*>(input + at);
             Vector<T, 8> n;
             Vector<T, 8> y;
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
+                const ChannelNorm norm = norms[ChannelsLast ? column + j : row];
                 const float value = to_float(x.element[j]);
                 n.element[j] = from_float<T>(fmaf(norm.scale, value, norm.shift));
                 y.element[j] = from_float<T>((value - norm.mean) * norm.rstd);
@@ -116,15 +137,16 @@ struct Backward {
         });
     }
 
-    // acc [32 rows, 16 voxels] += left [32, K] right [K, 16]; `right` has K rows of voxels. With Fresh, acc begins at
-    // `begin` of its row: g and g + 8 of a fragment.
-    template <int K, bool LeftTransposed, bool Fresh>
-    __device__ static void multiply(const T* left, int left_pitch, const T* right, float (&acc)[kFragments][2][4],
-                                    const float (&begin)[kFragments][2] = {}) {
+    // acc [32 rows, 16] += left [32, K] right [K, 16]; `right` has K rows, with RightTransposed K columns. With Fresh,
+    // acc begins at `begin` of its row: g and g + 8 of a fragment.
+    template <int K, bool LeftTransposed, bool RightTransposed, bool Fresh>
+    __device__ static void multiply(const T* left, int left_pitch, const T* right, int right_pitch,
+                                    float (&acc)[kFragments][2][4], const float (&begin)[kFragments][2] = {}) {
 #pragma unroll
         for (int k = 0; k < K; k += 16) {
             unsigned b[4];
-            ldmatrix<4, true>(b, quarter(right + k * kPitch, kPitch, true));
+            const T* const from = right + (RightTransposed ? k : k * right_pitch);
+            ldmatrix<4, !RightTransposed>(b, quarter(from, right_pitch, !RightTransposed));
 #pragma unroll
             for (int f = 0; f < kFragments; ++f) {
                 unsigned a[4];
@@ -184,14 +206,14 @@ struct Backward {
         }
     }
 
-    // sums [32 rows, K] += left [32, 16 voxels] right^T; `right` has K rows of voxels.
+    // sums [32 rows, K] += left [32, 16 voxels] right^T; `right` is 16 voxels of a tile of K channels.
     template <int K>
     __device__ static void accumulate(const unsigned (&left)[kFragments][4], const T* right,
                                       float (&sums)[kFragments][K / 8][4]) {
 #pragma unroll
         for (int n = 0; n < K / 8; n += 2) {
             unsigned b[4];
-            ldmatrix(b, quarter(right + 8 * n * kPitch, kPitch, false));
+            ldmatrix<4, ChannelsLast>(b, quarter(right + place<K>(8 * n, 0), pitch<K>, ChannelsLast));
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const unsigned operand[2] = {b[2 * half], b[2 * half + 1]};
@@ -201,36 +223,60 @@ struct Backward {
         }
     }
 
-    // One tile of the gradient of the normalised tensor: [C, voxels] = expand^T [C, H] grad_hidden [H, voxels].
+    // One tile of the gradient of the normalised tensor: [C, voxels] = expand^T [C, H] grad_hidden [H, voxels], or the
+    // transpose of that. A warp makes 32 rows and 16 columns of it at a time.
     __device__ static void store_grad(const T* expand, const T* grad_hidden, int hidden, int channels,
                                       std::int64_t voxels, std::int64_t begin, bool pairs, T* grad) {
         const int lane = threadIdx.x % kWarpSize;
-        constexpr int kColumns = kVoxels / 16;
+        constexpr int kRowsOfTile = ChannelsLast ? kVoxels : C;
+        constexpr int kColumns = (ChannelsLast ? C : kVoxels) / 16;
+        constexpr int kLeft = ChannelsLast ? kPitch : pitch_of(C);
+        constexpr int kRight = ChannelsLast ? pitch_of(C) : kPitch;
+        const T* const left = ChannelsLast ? grad_hidden : expand;
+        const T* const right = ChannelsLast ? expand : grad_hidden;
+        const std::int64_t rows = ChannelsLast ? voxels - begin : channels;
+        const std::int64_t columns = ChannelsLast ? channels : voxels - begin;
+        const std::int64_t step = ChannelsLast ? channels : voxels;
+        T* const first = grad + (ChannelsLast ? begin * channels : begin);
         const int warps = blockDim.x / kWarpSize;
-        for (int i = threadIdx.x / kWarpSize; i < C / kRows * kColumns; i += warps) {
-            const int row = i / kColumns * kRows;
-            const int column = i % kColumns * 16;
+        for (int i = threadIdx.x / kWarpSize; i < kRowsOfTile / kRows * kColumns; i += warps) {
+            const int of_row = i / kColumns * kRows;
+            const int of_column = i % kColumns * 16;
             float acc[kFragments][2][4] = {};
             for (int k = 0; k < hidden; k += 32) {
-                multiply<32, true, false>(expand + k * pitch_of(C) + row, pitch_of(C),
-                                          grad_hidden + k * kPitch + column, acc);
+                multiply<32, true, false, false>(left + k * kLeft + of_row, kLeft, right + k * kRight + of_column,
+                                                 kRight, acc);
             }
 #pragma unroll
-            for (int j = 0; j < 4 * kFragments; ++j) {  // fragment, its half of the voxels, its half of the rows
-                const int channel = row + j / 4 * 16 + j % 2 * 8 + lane / 4;
-                const std::int64_t voxel = begin + column + j / 2 % 2 * 8 + lane % 4 * 2;
-                if (channel >= channels) continue;
+            for (int j = 0; j < 4 * kFragments; ++j) {  // fragment, its half of the columns, its half of the rows
+                const std::int64_t row = of_row + j / 4 * 16 + j % 2 * 8 + lane / 4;
+                const std::int64_t column = of_column + j / 2 % 2 * 8 + lane % 4 * 2;
+                if (row >= rows) continue;
                 const float* values = acc[j / 4][j / 2 % 2] + 2 * (j % 2);
-                T* const to = grad + channel * voxels + voxel;
+                T* const to = first + row * step + column;
                 const Vector<T, 2> pair{{from_float<T>(values[0]), from_float<T>(values[1])}};
                 if (pairs) {
-                    if (voxel < voxels) *reinterpret_cast<Vector<T, 2>*>(to) = pair;
+                    if (column < columns) *reinterpret_cast<Vector<T, 2>*>(to) = pair;
                 } else {
-                    if (voxel < voxels) to[0] = pair.element[0];
-                    if (voxel + 1 < voxels) to[1] = pair.element[1];
+                    if (column < columns) to[0] = pair.element[0];
+                    if (column + 1 < columns) to[1] = pair.element[1];
                 }
             }
         }
+    }
+
+    // The sum of one channel over eight voxels.
+    __device__ static float sum_of_eight(const T* tile, int channel, int voxel) {
+        float sum = 0.0f;
+        if constexpr (ChannelsLast) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sum += to_float(tile[place<O>(channel, voxel + j)]);
+        } else {
+            const auto eight = *reinterpret_cast<const Vector<T, 8>*>(tile + place<O>(channel, voxel));
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sum += to_float(eight.element[j]);
+        }
+        return sum;
     }
 
     __device__ static float sum_of_quad(float value) {
@@ -265,13 +311,13 @@ struct Backward {
     }
 };
 
-template <typename T, int C, int O>
-__global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
+template <typename T, int C, int O, bool ChannelsLast>
+__global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
     fused_backward(const __grid_constant__ BackwardParameters p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
     __trap();  // the planner does not come here
 #else
-    using Core = Backward<T, C, O>;
+    using Core = Backward<T, C, O, ChannelsLast>;
     constexpr int kPitch = Core::kPitch;
     constexpr int kFragments = Core::kFragments;
     const BackwardPass& pass = p.pass;
@@ -307,23 +353,26 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
     const auto fetch = [&](std::int64_t tile, int stage) {
         if (tile < p.plan.tiles) {
             const std::int64_t begin = tile * Core::kVoxels;
-            Core::fetch(input, channels, voxels, begin, p.vectors, input_tile);
+            Core::template fetch<C>(input, channels, voxels, begin, p.vectors, input_tile);
             if (with_grad) {
-                Core::fetch(grad_output, outputs, voxels, begin, p.vectors, grad_tiles + stage * O * kPitch);
+                T* const to = grad_tiles + stage * Core::tile(O);
+                Core::template fetch<O>(grad_output, outputs, voxels, begin, p.vectors, to);
             }
         }
         copy_async_commit();
     };
     fetch(part, 0);
 
-    // What is filled up is multiplied with zeros, and must be finite.
-    const auto clear = [&](T* tile, int begin, int end) {
-        for (int i = begin * kPitch + threadIdx.x; i < end * kPitch; i += blockDim.x) tile[i] = from_float<T>(0.0f);
-    };
-    clear(normalized, channels, C);
-    clear(unit, channels, C);
-    clear(grad_tiles, outputs, O);
-    clear(grad_tiles, O + outputs, 2 * O);
+    // What is filled up is multiplied with zeros, and must be finite. Where channels are last it is loaded as zeros.
+    if constexpr (!ChannelsLast) {
+        const auto clear = [&](T* tile, int begin, int end) {
+            for (int i = begin * kPitch + threadIdx.x; i < end * kPitch; i += blockDim.x) tile[i] = from_float<T>(0.0f);
+        };
+        clear(normalized, channels, C);
+        clear(unit, channels, C);
+        clear(grad_tiles, outputs, O);
+        clear(grad_tiles, O + outputs, 2 * O);
+    }
     load_matrix(p.bottleneck.expand_weight, real_hidden, channels, expand, hidden, C);
     load_matrix(p.bottleneck.compress_weight, outputs, real_hidden, compress, O, hidden);
     load_vector(p.bottleneck.expand_bias, real_hidden, expand_bias, hidden);
@@ -331,8 +380,8 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
         load_vector({pass.gain + sample * real_hidden, ScalarType::float32}, real_hidden, gain, hidden);
         load_vector({pass.slope + sample * real_hidden, ScalarType::float32}, real_hidden, slope, hidden);
     }
-    for (int i = threadIdx.x; i < channels; i += blockDim.x) {
-        norms[i] = norm_of(p.bottleneck, sample, i);
+    for (int i = threadIdx.x; i < C; i += blockDim.x) {
+        norms[i] = i < channels ? norm_of(p.bottleneck, sample, i) : ChannelNorm{};
     }
     __syncthreads();
 
@@ -347,7 +396,7 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
         copy_async_wait<0>();
         Core::normalize(input_tile, channels, norms, normalized, unit);
         __syncthreads();
-        const T* const grad_tile = grad_tiles + stage * O * kPitch;
+        const T* const grad_tile = grad_tiles + stage * Core::tile(O);
         stage ^= 1;
         fetch(tile + p.plan.parts, stage);
         const int inside = static_cast<int>(min(voxels - begin, std::int64_t{Core::kVoxels}));
@@ -355,11 +404,13 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
         for (int column = 16 * split; column < Core::kVoxels; column += 16 * p.plan.splits) {
             float pre[kFragments][2][4];
             float grad[kFragments][2][4] = {};
-            Core::template multiply<C, false, true>(expand + first_row * pitch_of(C), pitch_of(C), normalized + column,
-                                                    pre, bias);
+            const T* const grad_columns = grad_tile + Core::template place<O>(0, column);
+            Core::template multiply<C, false, ChannelsLast, true>(expand + first_row * pitch_of(C), pitch_of(C),
+                                                                  normalized + Core::template place<C>(0, column),
+                                                                  Core::template pitch<C>, pre, bias);
             if (pass.hidden) {
-                Core::template multiply<O, true, true>(compress + first_row, pitch_of(hidden), grad_tile + column,
-                                                       grad);
+                Core::template multiply<O, true, ChannelsLast, true>(compress + first_row, pitch_of(hidden),
+                                                                     grad_columns, Core::template pitch<O>, grad);
             }
             const int left = inside - column - lane % 4 * 2;
             if (pass.gain != nullptr) {
@@ -372,11 +423,11 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
             unsigned operand[kFragments][4];
             if (pass.compress) {
                 Core::to_operand(pre, operand);
-                Core::template accumulate<O>(operand, grad_tile + column, sums.compress);
+                Core::template accumulate<O>(operand, grad_columns, sums.compress);
             }
             if (pass.hidden) {
                 Core::to_operand(grad, operand);
-                Core::template accumulate<C>(operand, unit + column, sums.normalized);
+                Core::template accumulate<C>(operand, unit + Core::template place<C>(0, column), sums.normalized);
 #pragma unroll
                 for (int i = 0; i < 4 * kFragments; ++i) {
                     const int row = first_row + i / 4 * 16 + i % 2 * 8 + lane / 4;
@@ -389,10 +440,7 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
             const int segments = blockDim.x / O;
             for (int piece = threadIdx.x / O; piece < Core::kVoxels / 8 && threadIdx.x / O < segments;
                  piece += segments) {
-                const auto eight =
-                    *reinterpret_cast<const Vector<T, 8>*>(grad_tile + threadIdx.x % O * kPitch + 8 * piece);
-#pragma unroll
-                for (int j = 0; j < 8; ++j) output_sum += to_float(eight.element[j]);
+                output_sum += Core::sum_of_eight(grad_tile, threadIdx.x % O, 8 * piece);
             }
         }
         __syncthreads();
@@ -429,10 +477,14 @@ __global__ void __launch_bounds__(Backward<T, C, O>::kMaxThreads)
 template <int C, int O>
 cudaError_t launch_backward_of_size(ScalarType type, const BackwardParameters& p, unsigned blocks,
                                     cudaStream_t stream) {
-    const auto launch_type = [&]<typename T>() {
-        const typename Backward<T, C, O>::Shared shared(p.plan.hidden);
+    const auto launch_kind = [&]<typename T, bool ChannelsLast>() {
+        const typename Backward<T, C, O, ChannelsLast>::Shared shared(p.plan.hidden);
         const auto threads = static_cast<unsigned>(p.plan.warps() * kWarpSize);
-        return launch<fused_backward<T, C, O>>({blocks, threads, shared.layout.bytes(), stream}, p);
+        return launch<fused_backward<T, C, O, ChannelsLast>>({blocks, threads, shared.layout.bytes(), stream}, p);
+    };
+    const auto launch_type = [&]<typename T>() {
+        return p.bottleneck.channels_last ? launch_kind.template operator()<T, true>()
+                                          : launch_kind.template operator()<T, false>();
     };
     return type == ScalarType::float16 ? launch_type.template operator()<__half>()
                                        : launch_type.template operator()<__nv_bfloat16>();

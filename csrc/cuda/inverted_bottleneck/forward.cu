@@ -31,8 +31,11 @@ bool at_vectors(const void* pointer) {
 cudaError_t launch_fused_forward(const ForwardProblem& problem, const ForwardPlan& plan, const float* gain,
                                  cudaStream_t stream) {
     const Bottleneck& bottleneck = problem.bottleneck;
-    const bool vectors = bottleneck.extents.voxels % 8 == 0 && at_vectors(bottleneck.input) &&
-                         at_vectors(problem.residual) && at_vectors(problem.output);
+    const Extents& extents = bottleneck.extents;
+    const bool even =
+        bottleneck.channels_last ? extents.channels % 8 == 0 && extents.outputs % 8 == 0 : extents.voxels % 8 == 0;
+    const bool vectors =
+        even && at_vectors(bottleneck.input) && at_vectors(problem.residual) && at_vectors(problem.output);
     const ForwardParameters parameters{bottleneck, problem.residual, problem.output, gain, plan, vectors};
     if (bottleneck.extents.batch * plan.parts > INT_MAX) return cudaErrorInvalidConfiguration;
 

@@ -1,4 +1,4 @@
-// The inverted bottleneck forward as two matrix products a tile of voxels, for fp16 and bf16, NCDHW, sm_80 and newer.
+// The inverted bottleneck forward as two matrix products a tile of voxels, for fp16 and bf16, sm_80 and newer.
 //
 // A warp works alone: its tile is 32 voxels (16 of 128 outputs) and all channels, and it meets the others of its
 // block only while the weights are loaded, once. Voxels are the rows of both products, so that what the first one
@@ -14,6 +14,7 @@
 // In shared memory a warp has two windows of 32 voxels, [c][v] and [o][v], rows as they lie in memory:
 //   - the input of its next tile, on its way since the fragments of this one were read;
 //   - the residual, into whose place the output goes, transposed by movmatrix, to be stored by whole 16-byte pieces.
+// In channels_last_3d the windows are [v][c] and [v][o], as the fragments want them: nothing is transposed.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +35,7 @@ struct ForwardParameters {
     void* output;
     const float* gain;
     ForwardPlan plan;
-    bool vectors;  // rows of all volumes begin at multiples of 16 bytes
+    bool vectors;  // rows of all volumes, or voxels where channels are last, begin at multiples of 16 bytes
 };
 
 // Scale and shift of the norm for two neighbouring channels.
@@ -43,10 +44,10 @@ struct alignas(16) AffinePair {
     float shift[2];
 };
 
-template <typename T, int C, int O>
+template <typename T, int C, int O, bool ChannelsLast>
 struct Forward {
     static constexpr int kVoxels = ForwardPlan::voxels(O);
-    static constexpr int kPitch = pitch_of(kVoxels);
+    static constexpr int kPitch = pitch_of(kVoxels);  // of a row of voxels
     static constexpr int kFragments = kVoxels / 16;
     static constexpr int kChunk = 16;  // hidden channels
     static constexpr int kMaxWarps = ForwardPlan::max_warps(C, O);
@@ -65,8 +66,13 @@ struct Forward {
               affine(layout.array<AffinePair>(C / 2)),
               expand_bias(layout.array<float>(hidden)),
               compress_bias(layout.array<float>(O)),
-              windows(layout.array<T>(warps * (C + O) * kPitch)) {}
+              windows(layout.array<T>(warps * (window(C) + window(O)))) {}
     };
+
+    // Elements of a window.
+    static constexpr int window(int channels) {
+        return ChannelsLast ? kVoxels * pitch_of(channels) : channels * kPitch;
+    }
 
     // A lane moves eight voxels of every kRowsAtOnce-th row of a window.
     static constexpr int kPieces = kVoxels / 8;
@@ -78,11 +84,35 @@ struct Forward {
         return lane / kPieces * voxels + lane % kPieces * 8;
     }
 
+    // Calls `function(place in the window, place in the volume, how many channels are there)` for each eight channels
+    // of a voxel that are this lane's, where channels are last. Beyond the volume there are none.
+    template <int Rows, typename Function>
+    __device__ static void for_each_piece(int rows, std::int64_t voxels, std::int64_t tile, Function&& function) {
+        constexpr int kOfVoxel = Rows / 8;
+#pragma unroll
+        for (int first = 0; first < kVoxels * kOfVoxel; first += kWarpSize) {
+            const int i = first + static_cast<int>(threadIdx.x) % kWarpSize;
+            const int channel = i % kOfVoxel * 8;
+            const std::int64_t voxel = tile * kVoxels + i / kOfVoxel;
+            function(i / kOfVoxel * pitch_of(Rows) + channel, voxel * rows + channel,
+                     voxel < voxels ? rows - channel : 0);
+        }
+    }
+
     // Starts to load a tile of a volume of one sample into a window; elements one by one where rows are not aligned.
     template <int Rows>
     __device__ static void fetch(const T* volume, int rows, std::int64_t voxels, std::int64_t tile, bool vectors,
                                  T* window) {
-        if (volume != nullptr && tile * kVoxels < voxels) {
+        if (volume != nullptr && tile * kVoxels < voxels && ChannelsLast) {
+            for_each_piece<Rows>(rows, voxels, tile, [&](int to, std::int64_t from, int left) {
+                if (vectors) {
+                    copy_async<16>(window + to, left > 0 ? volume + from : volume, left > 0 ? 16 : 0);
+                } else {
+#pragma unroll 1
+                    for (int j = 0; j < 8; ++j) window[to + j] = j < left ? volume[from + j] : from_float<T>(0.0f);
+                }
+            });
+        } else if (volume != nullptr && tile * kVoxels < voxels) {
             const int lane = threadIdx.x % kWarpSize;
             const std::int64_t left = voxels - tile * kVoxels - lane % kPieces * 8;
             const T* from = volume + first_piece(voxels) + tile * kVoxels;
@@ -107,11 +137,14 @@ struct Forward {
     __device__ static void load_normalized(const T* window, const AffinePair* affine,
                                            unsigned (&a)[C / 16][kFragments][4]) {
         const int t = threadIdx.x % 4;
-        const T* const place = quarter(window, kPitch, false);
+        const T* const place = ChannelsLast ? quarter(window, pitch_of(C), true) : quarter(window, kPitch, false);
 #pragma unroll
         for (int k = 0; k < C / 16; ++k) {
 #pragma unroll
-            for (int m = 0; m < kFragments; ++m) ldmatrix<4, true>(a[k][m], place + 16 * k * kPitch + 16 * m);
+            for (int m = 0; m < kFragments; ++m) {
+                const int first = ChannelsLast ? 16 * k + 16 * m * pitch_of(C) : 16 * k * kPitch + 16 * m;
+                ldmatrix<4, !ChannelsLast>(a[k][m], place + first);
+            }
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const AffinePair map = affine[8 * k + 4 * half + t];
@@ -183,6 +216,20 @@ struct Forward {
         const int lane = threadIdx.x % kWarpSize;
         const int g = lane / 4;
         const int t = lane % 4;
+        if constexpr (ChannelsLast) {
+#pragma unroll
+            for (int i = 0; i < 2 * kFragments * (O / 8); ++i) {  // eight channels, fragment, its half of the rows
+                const float* const sums = acc[i / 2 % kFragments][i / (2 * kFragments)] + 2 * (i % 2);
+                const int column = i / (2 * kFragments) * 8 + 2 * t;
+                T* const place = window + (i / 2 % kFragments * 16 + i % 2 * 8 + g) * pitch_of(O) + column;
+                auto& pair = *reinterpret_cast<unsigned*>(place);
+                float low = 0.0f;
+                float high = 0.0f;
+                if (residual) unpack<T>(pair, low, high);
+                pair = pack(from_float<T>(sums[0] + low), from_float<T>(sums[1] + high));
+            }
+            return;
+        }
 #pragma unroll
         for (int n = 0; n < O / 8; n += 2) {
 #pragma unroll
@@ -207,6 +254,20 @@ struct Forward {
 
     __device__ static void store(const T* window, int rows, std::int64_t voxels, std::int64_t tile, bool vectors,
                                  T* volume) {
+        if constexpr (ChannelsLast) {
+            for_each_piece<O>(rows, voxels, tile, [&](int from, std::int64_t to, int left) {
+                const auto eight = *reinterpret_cast<const Vector<T, 8>*>(window + from);
+                if (vectors) {
+                    if (left > 0) *reinterpret_cast<Vector<T, 8>*>(volume + to) = eight;
+                } else {
+#pragma unroll 1
+                    for (int j = 0; j < 8; ++j) {
+                        if (j < left) volume[to + j] = window[from + j];
+                    }
+                }
+            });
+            return;
+        }
         const int lane = threadIdx.x % kWarpSize;
         const std::int64_t left = voxels - tile * kVoxels - lane % kPieces * 8;
         T* to = volume + first_piece(voxels) + tile * kVoxels;
@@ -259,13 +320,14 @@ __device__ inline void load_compression(const ForwardParameters& p, std::int64_t
     }
 }
 
-template <typename T, int C, int O>
-__global__ void __launch_bounds__(Forward<T, C, O>::kMaxWarps* kWarpSize, Forward<T, C, O>::kBlocksPerProcessor)
+template <typename T, int C, int O, bool ChannelsLast>
+__global__ void __launch_bounds__(Forward<T, C, O, ChannelsLast>::kMaxWarps* kWarpSize,
+                                  Forward<T, C, O, ChannelsLast>::kBlocksPerProcessor)
     fused_forward(const __grid_constant__ ForwardParameters p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
     __trap();  // the planner does not come here
 #else
-    using Core = Forward<T, C, O>;
+    using Core = Forward<T, C, O, ChannelsLast>;
     const Extents& extents = p.bottleneck.extents;
     const int channels = static_cast<int>(extents.channels);
     const int outputs = static_cast<int>(extents.outputs);
@@ -281,8 +343,8 @@ __global__ void __launch_bounds__(Forward<T, C, O>::kMaxWarps* kWarpSize, Forwar
     AffinePair* const affine = shared_array(shared.affine);
     float* const expand_bias = shared_array(shared.expand_bias);
     float* const compress_bias = shared_array(shared.compress_bias);
-    T* const input_window = shared_array(shared.windows) + warp * (C + O) * Core::kPitch;
-    T* const output_window = input_window + C * Core::kPitch;
+    T* const input_window = shared_array(shared.windows) + warp * (Core::window(C) + Core::window(O));
+    T* const output_window = input_window + Core::window(C);
 
     const T* const input = static_cast<const T*>(p.bottleneck.input) + sample * channels * extents.voxels;
     const T* const residual =
@@ -292,8 +354,10 @@ __global__ void __launch_bounds__(Forward<T, C, O>::kMaxWarps* kWarpSize, Forwar
     const std::int64_t first = static_cast<std::int64_t>(part) * p.plan.warps + warp;
     Core::template fetch<C>(input, channels, extents.voxels, first, p.vectors, input_window);
     Core::template fetch<O>(residual, outputs, extents.voxels, first, p.vectors, output_window);
-    for (int i = channels * Core::kPitch + threadIdx.x % kWarpSize; i < C * Core::kPitch; i += kWarpSize) {
-        input_window[i] = from_float<T>(0.0f);  // what is filled up is multiplied with zeros, and must be finite
+    if constexpr (!ChannelsLast) {  // else whole voxels are loaded, zeros where they are filled up
+        for (int i = channels * Core::kPitch + threadIdx.x % kWarpSize; i < C * Core::kPitch; i += kWarpSize) {
+            input_window[i] = from_float<T>(0.0f);  // what is filled up is multiplied with zeros, and must be finite
+        }
     }
 
     load_matrix(p.bottleneck.expand_weight, real_hidden, channels, expand, hidden, C);
@@ -338,10 +402,14 @@ __global__ void __launch_bounds__(Forward<T, C, O>::kMaxWarps* kWarpSize, Forwar
 
 template <int C, int O>
 cudaError_t launch_forward_of_size(ScalarType type, const ForwardParameters& p, unsigned blocks, cudaStream_t stream) {
-    const auto launch_type = [&]<typename T>() {
-        const typename Forward<T, C, O>::Shared shared(p.plan.hidden, p.plan.warps);
+    const auto launch_kind = [&]<typename T, bool ChannelsLast>() {
+        const typename Forward<T, C, O, ChannelsLast>::Shared shared(p.plan.hidden, p.plan.warps);
         const auto threads = static_cast<unsigned>(p.plan.warps * kWarpSize);
-        return launch<fused_forward<T, C, O>>({blocks, threads, shared.layout.bytes(), stream}, p);
+        return launch<fused_forward<T, C, O, ChannelsLast>>({blocks, threads, shared.layout.bytes(), stream}, p);
+    };
+    const auto launch_type = [&]<typename T>() {
+        return p.bottleneck.channels_last ? launch_kind.template operator()<T, true>()
+                                          : launch_kind.template operator()<T, false>();
     };
     return type == ScalarType::float16 ? launch_type.template operator()<__half>()
                                        : launch_type.template operator()<__nv_bfloat16>();

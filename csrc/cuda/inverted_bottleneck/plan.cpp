@@ -39,7 +39,7 @@ std::int64_t forward_shared_bytes(const ForwardPlan& plan, int warps) {
     const std::int64_t o = plan.outputs;
     const std::int64_t h = plan.hidden;
     const std::int64_t elements = h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) +
-                                  warps * (c + o) * pitch_of(ForwardPlan::voxels(plan.outputs));
+                                  warps * (c + o) * pitch_of(ForwardPlan::voxels(plan.outputs));  // channels_last: less
     return 2 * elements + 4 * (2 * c + o + h);
 }
 
@@ -47,8 +47,12 @@ std::int64_t backward_shared_bytes(const BackwardPlan& plan) {
     const std::int64_t c = plan.channels;
     const std::int64_t o = plan.outputs;
     const std::int64_t h = plan.hidden;
-    const std::int64_t elements =
-        h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) + (3 * c + 2 * o + h) * pitch_of(BackwardPlan::kVoxels);
+    constexpr int kVoxels = BackwardPlan::kVoxels;
+    const auto tile = [](int channels) {  // in the memory format that takes more
+        return std::int64_t{std::max(channels * pitch_of(kVoxels), kVoxels * pitch_of(channels))};
+    };
+    const std::int64_t elements = h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) + 3 * tile(plan.channels) +
+                                  2 * tile(plan.outputs) + h * pitch_of(kVoxels);
     return 2 * elements + 4 * (4 * c + 3 * h + BackwardPlan::kMaxWarps * 32);
 }
 

@@ -17,9 +17,10 @@ struct Extents {
     std::int64_t batch, channels, hidden, outputs, voxels;
 };
 
-// What makes the hidden tensor. Every volume is dense [N, channels, V].
+// What makes the hidden tensor. Every volume is dense, [N, channels, V] or with channels_last [N, V, channels].
 struct Bottleneck {
     ScalarType type;
+    bool channels_last;
     Extents extents;
     std::int64_t groups;
     const void* input;
@@ -33,8 +34,8 @@ struct Bottleneck {
 
 struct ForwardProblem {
     Bottleneck bottleneck;
-    const void* residual;  // [N, O, V]; null: none
-    void* output;          // [N, O, V]
+    const void* residual;  // [N, O, V], as the input lies; null: none
+    void* output;          // [N, O, V], the same
 };
 
 // The gradients that are made; null where one is not. Of those of the hidden tensor and of the compression each all are

@@ -1,7 +1,7 @@
 """Depthwise convolution, plain and transposed, and its gradients, by PyTorch's own convolutions.
 
-On the CPU the work is done in channels_last_3d (oneDNN's depthwise kernels are 2 to 40 times faster there) and 16-bit
-types are computed in float32; results come back in the dtype and memory format of the input.
+On the CPU the work is done in channels_last_3d, where oneDNN has depthwise kernels (docs/cpu.md has times of both
+formats), and 16-bit types are computed in float32; results come back in the dtype and memory format of the input.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def _backward_weight(
 ) -> torch.Tensor:
     if grad.device.type != "cpu":
         return _convolution_backward(grad, input, weight, geometry, (False, True, False))[1]
-    # Tap by tap. PyTorch's own kernels for it are slow from k5 on (contiguous: 100 times a forward pass) or add up
-    # in sequence (channels_last_3d: errors 5 to 20 times larger); torch.sum adds in a cascade.
+    # Tap by tap. PyTorch's own kernels for it are slow from k5 on (contiguous; docs/cpu.md) or add up in sequence and
+    # lose digits (channels_last_3d); torch.sum adds in a cascade.
     if geometry.transposed:
         grad, input = input, grad  # a transposed convolution reads where a plain one writes
     dtype = accumulation_dtype(input.dtype)
