@@ -5,7 +5,7 @@ machine does meets them all; a row holds medians. The floor is the multiplicatio
 
     python benchmarks/cpu.py --output benchmarks/results/cpu-epyc-2-cores.json --figure docs/images/cpu-kernel-size.png
 
-``--quick`` measures the single ops alone.
+``--quick`` measures the single ops alone, ``--profile`` says which operators a training step of ours spends its time in.
 """
 
 from __future__ import annotations
@@ -183,6 +183,22 @@ def peak_memory(kernel_size: int, edge: int) -> dict[str, Any]:
     return {"what": "peak memory of a training step", "kernel_size": kernel_size, "edge": edge, "bytes": found}
 
 
+def profile(kernel_size: int, edge: int) -> dict[str, Any]:
+    """Seconds of a training step of MedNeXt-S by operator, the largest first, and the rate of sgemm around it."""
+    network, x = networks(kernel_size)["ours contiguous"], torch.randn(1, 1, edge, edge, edge)
+    step(network, x)
+    rates = [sgemm_rate()]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        step(network, x)
+    rates.append(sgemm_rate())
+    events = sorted(recorded.key_averages(), key=lambda e: -e.self_cpu_time_total)
+    seconds = {event.key: event.self_cpu_time_total * 1e-6 for event in events if event.self_cpu_time_total >= 1000}
+    print(f"k{kernel_size} training step: {sum(seconds.values()):.2f} s; sgemm {min(rates) / 1e9:.0f} GFLOP/s")
+    for name, value in list(seconds.items())[:12]:
+        print(f"  {value * 1e3:8.1f} ms  {name}")
+    return {"what": "profile", "kernel_size": kernel_size, "edge": edge, "self_seconds": seconds, "sgemm_around": rates}
+
+
 def provenance() -> dict[str, Any]:
     """The machine, the versions, the commit and the command."""
     revision = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -240,6 +256,9 @@ def main() -> None:
     parser.add_argument("--edge", type=int, default=64, help="of the networks' input, a multiple of 16")
     parser.add_argument("--rounds", type=int, default=3, help="of the networks' training step")
     parser.add_argument("--quick", action="store_true", help="the single ops alone")
+    parser.add_argument(
+        "--profile", action="store_true", help="only the profile of a training step, for each kernel size"
+    )
     arguments = parser.parse_args()
     if arguments.edge < 16 or arguments.edge % 16:
         parser.error(f"--edge must be a multiple of 16, got {arguments.edge}")
@@ -249,11 +268,13 @@ def main() -> None:
     print(f"sgemm: {rate / 1e9:.0f} GFLOP/s")
     rows = []
     with ops.use_backend("cpu"):
-        for kernel_size in KERNEL_SIZES:
+        for kernel_size in KERNEL_SIZES if arguments.profile else ():
+            rows.append(profile(kernel_size, arguments.edge))
+        for kernel_size in () if arguments.profile else KERNEL_SIZES:
             rows += single_ops(kernel_size, 7)
             for row in rows[-3:]:
                 show(row, rate)
-        for kernel_size in () if arguments.quick else KERNEL_SIZES:
+        for kernel_size in () if arguments.quick or arguments.profile else KERNEL_SIZES:
             rows += whole_networks(kernel_size, arguments.edge, arguments.rounds)
             rows.append(peak_memory(kernel_size, arguments.edge))
             for row in rows[-3:]:
@@ -262,7 +283,7 @@ def main() -> None:
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps([row | source for row in rows], indent=1) + "\n")
-    if arguments.figure is not None:
+    if arguments.figure is not None and not arguments.profile:
         draw(rows, arguments.figure)
 
 

@@ -113,7 +113,10 @@ struct Backward {
             if (vectors) {
                 copy_async<16>(to, left > 0 ? from : volume, left > 0 ? 16 : 0);
             } else {
-                for (int j = 0; j < 8; ++j) to[j] = j < left ? from[j] : from_float<T>(0.0f);
+                Vector<T, 8> eight;  // all on their way before the first is needed
+#pragma unroll
+                for (int j = 0; j < 8; ++j) eight.element[j] = j < left ? from[j] : from_float<T>(0.0f);
+                *reinterpret_cast<Vector<T, 8>*>(to) = eight;
             }
         });
     }

@@ -99,6 +99,31 @@ struct Forward {
         }
     }
 
+    // Rows of voxels that are not aligned: lanes take neighbouring voxels, so that a row comes by one or two sectors.
+    // Several are on their way before the first is needed.
+    static constexpr int kElementRows = kWarpSize / kVoxels;
+    template <int Rows>
+    __device__ static void fetch_elements(const T* volume, int rows, std::int64_t voxels, std::int64_t tile,
+                                          T* window) {
+        constexpr int kAtOnce = 8;
+        const int first = threadIdx.x % kWarpSize / kVoxels;
+        const int column = threadIdx.x % kVoxels;
+        const bool inside = tile * kVoxels + column < voxels;
+        const T* from = volume + first * voxels + tile * kVoxels + column;
+#pragma unroll 1
+        for (int row = first; row < rows; row += kAtOnce * kElementRows) {
+            T values[kAtOnce];
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+                const bool there = inside && row + i * kElementRows < rows;
+                values[i] = there ? from[i * kElementRows * voxels] : from_float<T>(0.0f);
+            }
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) window[(row + i * kElementRows) * kPitch + column] = values[i];
+            from += kAtOnce * kElementRows * voxels;
+        }
+    }
+
     // Starts to load a tile of a volume of one sample into a window; elements one by one where rows are not aligned.
     template <int Rows>
     __device__ static void fetch(const T* volume, int rows, std::int64_t voxels, std::int64_t tile, bool vectors,
@@ -112,7 +137,7 @@ struct Forward {
                     for (int j = 0; j < 8; ++j) window[to + j] = j < left ? volume[from + j] : from_float<T>(0.0f);
                 }
             });
-        } else if (volume != nullptr && tile * kVoxels < voxels) {
+        } else if (volume != nullptr && tile * kVoxels < voxels && vectors) {
             const int lane = threadIdx.x % kWarpSize;
             const std::int64_t left = voxels - tile * kVoxels - lane % kPieces * 8;
             const T* from = volume + first_piece(voxels) + tile * kVoxels;
@@ -120,15 +145,12 @@ struct Forward {
 #pragma unroll
             for (int row = 0; row < Rows; row += kRowsAtOnce) {
                 if (row + lane / kPieces < rows) {
-                    if (vectors) {
-                        copy_async<16>(to + row * kPitch, left > 0 ? from : volume, left > 0 ? 16 : 0);
-                    } else {
-#pragma unroll 1
-                        for (int j = 0; j < 8; ++j) to[row * kPitch + j] = j < left ? from[j] : from_float<T>(0.0f);
-                    }
+                    copy_async<16>(to + row * kPitch, left > 0 ? from : volume, left > 0 ? 16 : 0);
                 }
                 from += kRowsAtOnce * voxels;
             }
+        } else if (volume != nullptr && tile * kVoxels < voxels) {
+            fetch_elements<Rows>(volume, rows, voxels, tile, window);
         }
         copy_async_commit();
     }
@@ -269,21 +291,23 @@ struct Forward {
             return;
         }
         const int lane = threadIdx.x % kWarpSize;
+        if (!vectors) {
+            const int column = lane % kVoxels;
+            if (tile * kVoxels + column >= voxels) return;
+            T* const to = volume + tile * kVoxels + column;
+#pragma unroll 8
+            for (int row = lane / kVoxels; row < rows; row += kElementRows) {
+                to[row * voxels] = window[row * kPitch + column];
+            }
+            return;
+        }
         const std::int64_t left = voxels - tile * kVoxels - lane % kPieces * 8;
         T* to = volume + first_piece(voxels) + tile * kVoxels;
         const T* from = window + lane / kPieces * kPitch + lane % kPieces * 8;
 #pragma unroll
         for (int row = 0; row < O; row += kRowsAtOnce) {
-            if (row + lane / kPieces < rows) {
-                const auto eight = *reinterpret_cast<const Vector<T, 8>*>(from + row * kPitch);
-                if (vectors) {
-                    if (left > 0) *reinterpret_cast<Vector<T, 8>*>(to) = eight;
-                } else {
-#pragma unroll 1
-                    for (int j = 0; j < 8; ++j) {
-                        if (j < left) to[j] = from[row * kPitch + j];
-                    }
-                }
+            if (row + lane / kPieces < rows && left > 0) {
+                *reinterpret_cast<Vector<T, 8>*>(to) = *reinterpret_cast<const Vector<T, 8>*>(from + row * kPitch);
             }
             to += kRowsAtOnce * voxels;
         }
