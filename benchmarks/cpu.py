@@ -5,7 +5,7 @@ machine does meets them all; a row holds medians. The floor is the multiplicatio
 
     python benchmarks/cpu.py --output benchmarks/results/cpu-epyc-2-cores.json --figure docs/images/cpu-kernel-size.png
 
-``--quick`` measures the single ops alone, ``--profile`` says which operators a training step of ours spends its time in.
+``--quick`` measures the single ops alone; ``--profile`` says which operators a training step spends its time in.
 """
 
 from __future__ import annotations
