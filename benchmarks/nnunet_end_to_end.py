@@ -11,10 +11,10 @@ output is kept in `logs` of the folder; the result names the programs with their
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,15 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import torch
 
-from mednext.demo import brain
+from mednext.demo.blocks import cut
 from mednext.demo.settings import CLASSES
 from mednext.nnunet.planner import PLANS
 
 IN_PROCESS = {"nnUNet_n_proc_DA": "0"}  # augmentation in the training's own process, for small machines
+KILLED = "checkpoint_killed.pth"
 NUMBER, NAME = 901, "Dataset901_MNI152"
 TRAINER = "nnUNetTrainer_MedNeXt_{variant}_kernel{kernel}"
 
@@ -97,44 +96,6 @@ class Run:
         return ["nnUNetv2_train", *where, "-tr", self.trainer(kernel), "-p", PLANS, "-device", "cpu", *more]
 
 
-def cut(run: Run, resolution: int, extent: int, training: int, testing: int) -> dict[str, float]:
-    """Writes the data set; returns how frequent each class is in the test blocks."""
-    whole = brain.load(resolution)
-    folder = run.raw / NAME
-    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-        (folder / name).mkdir(parents=True)
-    left, behind, height = whole.training_box
-    right = slice(whole.scan.shape[0] - left.stop, whole.scan.shape[0])
-    counts = np.zeros(len(CLASSES))
-    for part, box, wanted in (("Tr", (left, behind, height), training), ("Ts", (right, behind, height), testing)):
-        blocks = fullest(whole.truth, box, extent)
-        if len(blocks) < wanted:
-            sys.exit(f"the scan has {len(blocks)} blocks of {extent} voxels at {resolution} mm; {wanted} were wanted")
-        for number, block in enumerate(blocks[:wanted]):
-            case = f"brain_{part.lower()}{number:02}"
-            affine = whole.affine.copy()
-            affine[:3, 3] += np.diag(whole.affine)[:3] * [side.start for side in block]
-            nib.save(nib.Nifti1Image(whole.scan[block], affine), folder / f"images{part}" / f"{case}_0000.nii.gz")
-            nib.save(nib.Nifti1Image(whole.truth[block], affine), folder / f"labels{part}" / f"{case}.nii.gz")
-            if part == "Ts":
-                counts += np.bincount(whole.truth[block].ravel(), minlength=len(CLASSES))
-    description = {
-        "channel_names": {"0": "MRI"},
-        "labels": {name.replace(" ", "_"): label for label, name in enumerate(CLASSES)},
-        "numTraining": training,
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=2))
-    return {name: float(count / counts.sum()) for name, count in zip(CLASSES, counts, strict=True)}
-
-
-def fullest(truth: np.ndarray, box: tuple[slice, ...], extent: int) -> list[tuple[slice, ...]]:
-    """Blocks of ``extent`` voxels an axis in ``box``, side by side, those with the most tissue first."""
-    starts = [range(side.start, side.stop - extent + 1, extent) for side in box]
-    blocks = [tuple(slice(start, start + extent) for start in corner) for corner in itertools.product(*starts)]
-    return sorted(blocks, key=lambda block: -np.count_nonzero(truth[block]))
-
-
 def train_with_a_kill(run: Run) -> dict[str, int]:
     """Trains k3, kills the program after its first saved epoch, and continues to the end."""
     began = time.perf_counter()
@@ -151,6 +112,7 @@ def train_with_a_kill(run: Run) -> dict[str, int]:
         process.wait()
     run.seconds["train k3, killed"] = round(time.perf_counter() - began, 1)
     print(f"{run.seconds['train k3, killed']:7.1f} s  train k3, killed", flush=True)
+    shutil.copy(latest, latest.with_name(KILLED))
     done = torch.load(latest, weights_only=False, map_location="cpu")["current_epoch"]
     output = run.run("train k3, continued", *run.train_command(3, "--c"), **IN_PROCESS)
     first = next(int(line.split()[-1]) for line in output.splitlines() if "Epoch " in line and "time" not in line)
@@ -166,14 +128,14 @@ def saved(path: Path) -> bool:
     return size > 0 and path.stat().st_size == size
 
 
-def judge(run: Run, kernel: int) -> dict[str, float]:
+def judge(run: Run, name: str, kernel: int, checkpoint: str = "checkpoint_final.pth") -> dict[str, float]:
     """Predicts the test blocks and returns each class's Dice, as nnU-Net's programs do."""
-    raw, predicted = run.raw / NAME, run.folder / f"predicted_k{kernel}"
+    raw, predicted = run.raw / NAME, run.folder / f"predicted, {name}"
     where = ["-d", NUMBER, "-c", "3d_fullres", "-f", 0, "-tr", run.trainer(kernel), "-p", PLANS, "-device", "cpu"]
-    few = ["-npp", 1, "-nps", 1, "--disable_tta"]
-    run.run(f"predict k{kernel}", "nnUNetv2_predict", "-i", raw / "imagesTs", "-o", predicted, *where, *few)
+    few = ["-npp", 1, "-nps", 1, "--disable_tta", "-chk", checkpoint]
+    run.run(f"predict, {name}", "nnUNetv2_predict", "-i", raw / "imagesTs", "-o", predicted, *where, *few)
     files = ["-djfile", raw / "dataset.json", "-pfile", predicted / "plans.json", "-o", predicted / "summary.json"]
-    run.run(f"evaluate k{kernel}", "nnUNetv2_evaluate_folder", raw / "labelsTs", predicted, *files, "-np", 1)
+    run.run(f"evaluate, {name}", "nnUNetv2_evaluate_folder", raw / "labelsTs", predicted, *files, "-np", 1)
     summary = json.loads((predicted / "summary.json").read_text())
     return {CLASSES[int(label)]: values["Dice"] for label, values in summary["mean"].items()}
 
@@ -192,7 +154,8 @@ def history(run: Run, kernel: int) -> dict[str, list[float]]:
 def main() -> None:
     arguments = parse()
     run = Run(arguments.folder.resolve(), arguments)
-    frequency = cut(run, arguments.resolution, arguments.block, arguments.cases, arguments.test_cases)
+    blocks = (arguments.block, arguments.cases, arguments.test_cases, arguments.resolution)
+    frequency = cut(run.raw / NAME, *blocks)
     line = run.run("trainers' path", "mednext", "nnunet", "path").strip()
     name, value = line.removeprefix("export ").split("=", 1)
     run.environment[name] = value
@@ -207,7 +170,10 @@ def main() -> None:
     pretrained = ["-pretrained_weights", str(run.fold(3) / "checkpoint_final.pth")]
     output = run.run("train k5 from k3", *run.train_command(5, *pretrained), **IN_PROCESS)
     report = next(line.split("MedNeXt: ")[1].strip() for line in output.splitlines() if "UpKern widened" in line)
-    classes = CLASSES[1:]
+    tissue = [frequency[name] for name in CLASSES[1:]]
+    networks: dict[str, tuple[Any, ...]] = {"k5": (5,)}
+    if not arguments.short:
+        networks = {"k3 when it was killed": (3, KILLED), "k3": (3,)} | networks
     result = {
         "what": "MedNeXt trained with nnU-Net's programs on blocks of the MNI152 scan",
         "machine": {"cpu": platform.processor() or platform.machine(), "threads": os.cpu_count()},
@@ -217,9 +183,8 @@ def main() -> None:
         "UpKern": report,
         "k3": history(run, 3),
         "k5": history(run, 5),
-        "test Dice": {f"k{kernel}": judge(run, kernel) for kernel in ((5,) if arguments.short else (3, 5))},
-        # A segmentation that knows nothing of the image and calls every voxel this class.
-        "Dice of calling everything the class": {name: 2 * frequency[name] / (1 + frequency[name]) for name in classes},
+        "test Dice": {name: judge(run, name, *network) for name, network in networks.items()},
+        "mean Dice of the best constant segmentation": max(2 * share / (1 + share) for share in tissue) / len(tissue),
         "seconds": run.seconds,
     }
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
