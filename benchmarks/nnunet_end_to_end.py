@@ -154,7 +154,7 @@ def history(run: Run, kernel: int) -> dict[str, list[float]]:
 def main() -> None:
     arguments = parse()
     run = Run(arguments.folder.resolve(), arguments)
-    blocks = (arguments.block, arguments.cases, arguments.test_cases, arguments.resolution)
+    blocks = (arguments.block, arguments.cases, arguments.test_cases, arguments.resolution, arguments.step)
     frequency = cut(run.raw / NAME, *blocks)
     line = run.run("trainers' path", "mednext", "nnunet", "path").strip()
     name, value = line.removeprefix("export ").split("=", 1)
@@ -208,6 +208,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--validation-iterations", type=int, default=5, help="an epoch")
     parser.add_argument("--resolution", type=int, default=1, help="mm a voxel")
     parser.add_argument("--block", type=int, default=40, help="voxels an axis of a case")
+    parser.add_argument("--step", type=int, help="voxels from one block to the next; a block's extent by default")
     parser.add_argument("--patch", type=int, default=32, help="voxels an axis of a training patch")
     parser.add_argument("--cases", type=int, default=5, help="training blocks")
     parser.add_argument("--test-cases", type=int, default=2)

@@ -21,7 +21,12 @@ __all__ = ["cut"]
 
 
 def cut(
-    folder: str | Path, extent: int = 40, training: int = 5, testing: int = 2, resolution: int = 1
+    folder: str | Path,
+    extent: int = 40,
+    training: int = 5,
+    testing: int = 2,
+    resolution: int = 1,
+    step: int | None = None,
 ) -> dict[str, float]:
     """Writes the data set.
 
@@ -31,6 +36,7 @@ def cut(
         training: blocks to train on.
         testing: blocks to be judged on.
         resolution: mm a voxel.
+        step: voxels from one block to the next; with fewer than ``extent``, the default, blocks overlap.
 
     Returns:
         How frequent each class is in the test blocks.
@@ -45,8 +51,8 @@ def cut(
     left, behind, height = whole.training_box
     right = slice(whole.scan.shape[0] - left.stop, whole.scan.shape[0])
     parts = {
-        "Tr": _fullest(whole.truth, (left, behind, height), extent)[:training],
-        "Ts": _fullest(whole.truth, (right, behind, height), extent)[:testing],
+        "Tr": _fullest(whole.truth, (left, behind, height), extent, step or extent)[:training],
+        "Ts": _fullest(whole.truth, (right, behind, height), extent, step or extent)[:testing],
     }
     if len(parts["Tr"]) < training or len(parts["Ts"]) < testing:
         raise InputError(f"a hemisphere at {resolution} mm has {len(parts['Tr'])} blocks of {extent} voxels or fewer.")
@@ -72,8 +78,8 @@ def cut(
     return {name: float(count / counts.sum()) for name, count in zip(CLASSES, counts, strict=True)}
 
 
-def _fullest(truth: np.ndarray, box: tuple[slice, ...], extent: int) -> list[tuple[slice, ...]]:
-    """Blocks of ``extent`` voxels an axis in ``box``, side by side, those with the most tissue first."""
-    starts = [range(side.start, side.stop - extent + 1, extent) for side in box]
+def _fullest(truth: np.ndarray, box: tuple[slice, ...], extent: int, step: int) -> list[tuple[slice, ...]]:
+    """Blocks of ``extent`` voxels an axis in ``box``, each ``step`` from the next, those with the most tissue first."""
+    starts = [range(side.start, side.stop - extent + 1, step) for side in box]
     blocks = [tuple(slice(start, start + extent) for start in corner) for corner in itertools.product(*starts)]
     return sorted(blocks, key=lambda block: -np.count_nonzero(truth[block]))
