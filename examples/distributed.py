@@ -40,8 +40,12 @@ def main() -> None:
     torch.manual_seed(0)  # the same start in every process
     network = mednext.MedNeXt(
         *(1, options.channels, 3),
-        exp_r=2, kernel_size=options.kernel_size, do_res=True, do_res_up_down=True,
-        block_counts=[1] * 9, deep_supervision=True,
+        exp_r=2,
+        kernel_size=options.kernel_size,
+        do_res=True,
+        do_res_up_down=True,
+        block_counts=[1] * 9,
+        deep_supervision=True,
         recompute="conv" if options.recompute else None,
     ).to(device, getattr(torch, options.dtype), memory_format=getattr(torch, options.memory_format))
     model = share(network, options.strategy) if processes > 1 else network

@@ -14,7 +14,6 @@ PROGRAM = Path(__file__).parents[2] / "examples" / "distributed.py"
 SMALL = ("--dtype", "float64", "--patch", "16", "--channels", "2")
 SHARED = {
     "ddp, accumulated": ("--strategy", "ddp", "--accumulate", "2"),
-    "fsdp": ("--strategy", "fsdp"),
     "fsdp, all": ("--strategy", "fsdp", "--accumulate", "2", "--recompute", "--memory-format", "channels_last_3d"),
 }
 
