@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= $(if $(wildcard /proc/driver/nvidia/version),torch,torch==2.13.0)
+# nnU-Net imports torchvision, and PyPI's newest ones fail beside a torch without CUDA. This one does not.
+TORCHVISION ?= torchvision==0.16.2
 PYTEST_OPTIONS ?= -n auto
 DEMO_OPTIONS ?=
 
@@ -27,6 +29,7 @@ $(VENV)/.torch:
 # The package is installed as users have it, not as a link to this folder.
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet '.[demo,test]'
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps $(TORCHVISION) || true
 	cd $(VENV) && $(BIN)/python -m mednext_ops.info
 	touch $@
 

@@ -4,6 +4,7 @@ from mednext.accelerate import accelerate
 from mednext.blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, OutBlock
 from mednext.checkpoints import CheckpointReport, load_checkpoint
 from mednext.network import MedNeXt
+from mednext.shared_windows import ShareWindows
 from mednext.upkern import upkern
 from mednext.variants import create_mednext
 
@@ -14,6 +15,7 @@ __all__ = [
     "MedNeXtDownBlock",
     "MedNeXtUpBlock",
     "OutBlock",
+    "ShareWindows",
     "accelerate",
     "create_mednext",
     "load_checkpoint",

@@ -9,7 +9,9 @@ import sys
 NEEDED = {
     "demo": ("typer", "rich", "monai", "nibabel", "nilearn", "matplotlib", "psutil"),
     "segment": ("typer", "rich", "monai", "nibabel"),
+    "nnunet": ("typer", "rich", "nnunetv2"),
 }
+EXTRA = {"nnunet": "nnunet"}  # what brings the packages; "demo" where it is not here
 
 
 def main() -> None:
@@ -23,14 +25,18 @@ def main() -> None:
     needed = NEEDED[command] if command else ("typer", "rich")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
+        extra = EXTRA.get(command or "", "demo")
         print(
-            f"mednext: {' '.join(missing)} not installed; `pip install 'mednext-ops[demo]'` mends it.", file=sys.stderr
+            f"mednext: {' '.join(missing)} not installed; `pip install 'mednext-ops[{extra}]'` mends it.",
+            file=sys.stderr,
         )
         sys.exit(2)
     if command:
         wait_passively()
     from mednext.commands import app
+    from mednext.nnunet.commands import app as nnunet
 
+    app.add_typer(nnunet, name="nnunet")
     app()
 
 

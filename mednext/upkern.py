@@ -9,7 +9,7 @@ from torch import nn
 from mednext.arguments import must_be_module
 from mednext.meta import must_hold_values
 
-__all__ = ["upkern"]
+__all__ = ["grows", "resampled", "upkern"]
 
 _COPIED = ("bias", "norm", "dummy")  # the official run/load_weights.py copies any key with one of these in it
 _INTERPOLATION = {3: "linear", 4: "bilinear", 5: "trilinear"}
@@ -47,7 +47,7 @@ def upkern(small: nn.Module, large: nn.Module) -> nn.Module:
     faults += [
         f"{key}: {list(source[key].shape)} in small, {list(weight.shape)} in large"
         for key, weight in target.items()
-        if key in source and not _grows(key, source[key], weight)
+        if key in source and not grows(key, source[key], weight)
     ]
     if faults:
         listed = "\n  ".join(faults[:10] + [f"... and {len(faults) - 10} more"] * (len(faults) > 10))
@@ -56,11 +56,12 @@ def upkern(small: nn.Module, large: nn.Module) -> nn.Module:
         )
     must_hold_values("small", source)
     must_hold_values("large", target)
-    large.load_state_dict({key: _resampled(source[key], weight.shape) for key, weight in target.items()})
+    large.load_state_dict({key: resampled(source[key], weight.shape) for key, weight in target.items()})
     return large
 
 
-def _grows(key: str, old: torch.Tensor, new: torch.Tensor) -> bool:
+def grows(key: str, old: torch.Tensor, new: torch.Tensor) -> bool:
+    """Whether tensor ``key`` can be brought from the shape of ``old`` to that of ``new``: alike, or a kernel grows."""
     if old.shape == new.shape:
         return True
     return (
@@ -72,7 +73,8 @@ def _grows(key: str, old: torch.Tensor, new: torch.Tensor) -> bool:
     )
 
 
-def _resampled(old: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def resampled(old: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """``old`` itself where it has that shape, or its kernel interpolated to it."""
     if old.shape == shape:
         return old
     return F.interpolate(old, size=shape[2:], mode=_INTERPOLATION[old.dim()])
