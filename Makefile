@@ -26,9 +26,10 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	touch $@
 
-# The package is installed as users have it, not as a link to this folder.
+# The package is installed as users have it, not as a link to this folder. Naming torch again holds its version: some of
+# the tests' packages want a torchvision, and the newest would bring another torch.
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet '.[demo,test]'
+	$(BIN)/python -m pip install --quiet "$(TORCH)" '.[demo,test]'
 	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps $(TORCHVISION) || true
 	cd $(VENV) && $(BIN)/python -m mednext_ops.info
 	touch $@
@@ -39,7 +40,7 @@ test: $(VENV)/.installed
 	OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST_OPTIONS)
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet '.[demo,test,dev]'
+	$(BIN)/python -m pip install --quiet "$(TORCH)" '.[demo,test,dev]'
 	touch $@
 
 lint: $(VENV)/.dev
