@@ -39,6 +39,16 @@ const char* name_of(Fill fill) {
     }
 }
 
+void describe(const StreamingTile& tile, int warps_a_tile, std::int64_t tiles_a_block, std::int64_t batch,
+              py::dict& result) {
+    result["core"] = "streaming";
+    result["threads"] = 32 * warps_a_tile * tiles_a_block;
+    result["blocks"] = batch * tile.channel_tiles * ceil_div(tile.tiles(), tiles_a_block);
+    result["tile"] = Three{tile.depth, tile.rows * tile.lanes_h, StreamingTile::kColumns * tile.lanes_w};
+    result["tiles"] = Three{tile.tiles_d, tile.tiles_h, tile.tiles_w};
+    result["channels_a_warp"] = tile.lanes_c;
+}
+
 // Any address: plans look at its alignment alone, and at whether it is there.
 const void* address(bool given, std::uintptr_t alignment) {
     return given ? reinterpret_cast<const void*>(alignment * 4096) : nullptr;
@@ -65,6 +75,9 @@ py::dict convolution(bool scatter, const std::string& dtype, bool channels_last,
     switch (plan.core) {
         case ConvolutionCore::general:
             result["core"] = "general";
+            break;
+        case ConvolutionCore::streaming:
+            describe(plan.streaming, 1, StreamingTile::kWarps, batch, result);
             break;
         case ConvolutionCore::banded: {
             const BandedTile& tile = plan.banded;
@@ -108,6 +121,13 @@ py::dict weight_gradient(const std::string& dtype, bool channels_last, std::int6
         case WeightGradientCore::general:
             result["core"] = "general";
             break;
+        case WeightGradientCore::streaming: {
+            const WeightGradientGroups groups = weight_gradient_groups(kernel[0], stride[0], channels_last);
+            const int warps = weight_gradient_warps(groups);
+            result["planes_of_taps_a_warp"] = groups.planes;
+            describe(plan.streaming, groups.groups, warps / groups.groups, batch, result);
+            break;
+        }
         case WeightGradientCore::banded: {
             const WeightGradientTile& tile = plan.banded;
             const int k = static_cast<int>(kernel[1]);
