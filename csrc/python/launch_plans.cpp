@@ -39,11 +39,8 @@ const char* name_of(Fill fill) {
     }
 }
 
-void describe(const StreamingTile& tile, int warps_a_tile, std::int64_t tiles_a_block, std::int64_t batch,
-              py::dict& result) {
+void describe(const StreamingTile& tile, py::dict& result) {
     result["core"] = "streaming";
-    result["threads"] = 32 * warps_a_tile * tiles_a_block;
-    result["blocks"] = batch * tile.channel_tiles * ceil_div(tile.tiles(), tiles_a_block);
     result["tile"] = Three{tile.depth, tile.rows * tile.lanes_h, StreamingTile::kColumns * tile.lanes_w};
     result["tiles"] = Three{tile.tiles_d, tile.tiles_h, tile.tiles_w};
     result["channels_a_warp"] = tile.lanes_c;
@@ -77,7 +74,10 @@ py::dict convolution(bool scatter, const std::string& dtype, bool channels_last,
             result["core"] = "general";
             break;
         case ConvolutionCore::streaming:
-            describe(plan.streaming, 1, StreamingTile::kWarps, batch, result);
+            describe(plan.streaming, result);
+            result["threads"] = 32 * StreamingTile::kWarps;
+            result["blocks"] =
+                batch * plan.streaming.channel_tiles * ceil_div(plan.streaming.tiles(), StreamingTile::kWarps);
             break;
         case ConvolutionCore::banded: {
             const BandedTile& tile = plan.banded;
@@ -125,7 +125,11 @@ py::dict weight_gradient(const std::string& dtype, bool channels_last, std::int6
             const WeightGradientGroups groups = weight_gradient_groups(kernel[0], stride[0], channels_last);
             const int warps = weight_gradient_warps(groups);
             result["planes_of_taps_a_warp"] = groups.planes;
-            describe(plan.streaming, groups.groups, warps / groups.groups, batch, result);
+            describe(plan.streaming.each, result);
+            result["tiles_a_warp"] = plan.streaming.turns;
+            result["threads"] = 32 * warps;
+            result["blocks"] =
+                batch * plan.streaming.each.channel_tiles * ceil_div(plan.streaming.parts(), warps / groups.groups);
             break;
         }
         case WeightGradientCore::banded: {

@@ -253,8 +253,8 @@ WeightGradientPlan plan_weight_gradient(const WeightGradientProblem& p, int arch
         return {WeightGradientCore::banded, parts, parts * part_bytes, {}, tile};
     }
     if (takes_streaming(p)) {
-        const StreamingTile tile = streaming_tile(p);
-        const std::int64_t parts = p.batch * tile.tiles();
+        const StreamingWeightTile tile = streaming_weight_tile(p);
+        const std::int64_t parts = p.batch * tile.parts();
         return {WeightGradientCore::streaming, parts, parts * part_bytes, tile, {}};
     }
     const std::int64_t parts = general_parts(p);

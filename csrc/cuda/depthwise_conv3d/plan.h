@@ -98,8 +98,8 @@ struct WeightGradientPlan {
     WeightGradientCore core;
     std::int64_t parts;  // partial sums a channel and tap
     std::int64_t workspace_bytes;
-    StreamingTile streaming;    // of that core
-    WeightGradientTile banded;  // of that core
+    StreamingWeightTile streaming;  // of that core
+    WeightGradientTile banded;      // of that core
 };
 
 // `architecture` is 10 * major + minor: 90.

@@ -84,8 +84,10 @@ __global__ void __launch_bounds__(StreamingTile::kWarps* kWarpSize, G::kBlocksPe
     streaming_convolution(const __grid_constant__ StreamingParameters p) {
     using TapsOf = Taps<G::KD, G::K>;
     const TapsOf shared(p.tile.lanes_c);
-    const Place place = place_of_lane<StreamingTile::kWarps>(p.tile, threadIdx.x / kWarpSize, p.channels,
-                                                             G::kChannelsLast, p.output_extent.d);
+    const auto blocks = static_cast<unsigned>((p.tile.tiles() + StreamingTile::kWarps - 1) / StreamingTile::kWarps);
+    const unsigned number = blockIdx.x % blocks * StreamingTile::kWarps + threadIdx.x / kWarpSize;
+    const Place place =
+        place_of_lane(p.tile, number, blockIdx.x / blocks, p.channels, G::kChannelsLast, p.output_extent.d);
     float* const staged = shared_array(shared.array);
     TapsOf::stage(staged, p, place.channel - place.channel_in_tile);
     __syncthreads();

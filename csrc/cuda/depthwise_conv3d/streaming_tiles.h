@@ -159,13 +159,23 @@ constexpr std::int64_t weight_gradient_steps(const WeightGradientProblem& p) {
            1;
 }
 
-// `depth` counts steps. A thread adds 8 or 16 products to a sum in each: runs of 256, as the error of a float grows
-// with the length of a run.
-inline StreamingTile streaming_tile(const WeightGradientProblem& p) {
+// What a warp has: `turns` tiles, one after the other, which make one part of the workspace.
+struct StreamingWeightTile {
+    StreamingTile each;  // its depth counts steps
+    int turns;
+
+    constexpr std::int64_t parts() const { return ceil_div(each.tiles(), turns); }  // a sample and channel
+};
+
+// A thread adds 8 or 16 products to a sum in each step: runs of 256, as the error of a float grows with the length of a
+// run. More than twice the warps that a launch should have would only make more parts.
+inline StreamingWeightTile streaming_weight_tile(const WeightGradientProblem& p) {
     const int rows = weight_gradient_rows(p.geometry.kernel.w, p.channels_last);
     const int groups = weight_gradient_groups(p.geometry.kernel.d, p.geometry.stride.d, p.channels_last).groups;
     const Triple steps{weight_gradient_steps(p), p.small_size.h, p.small_size.w};
-    return streaming_tile(steps, p.batch, p.channels, p.channels_last, rows, 32, 64 / rows, groups);
+    const StreamingTile each = streaming_tile(steps, p.batch, p.channels, p.channels_last, rows, 32, 64 / rows, groups);
+    const std::int64_t warps = p.batch * each.channel_tiles * each.tiles() * groups;
+    return {each, static_cast<int>(warps / (2 * kStreamingWarps) > 1 ? warps / (2 * kStreamingWarps) : 1)};
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -46,22 +46,17 @@ struct Place {
     int h, w;            // first row and column of the lane
 };
 
-// `in_block`: which of a block's `TilesPerBlock` tiles the warp has.
-template <int TilesPerBlock>
-__device__ inline Place place_of_lane(const StreamingTile& tile, int in_block, std::int64_t channels,
-                                      bool channels_last, int depth) {
+// The lane's place in tile `number` of the volume that is `volume` among all samples and tiles of channels.
+__device__ inline Place place_of_lane(const StreamingTile& tile, unsigned number, unsigned volume,
+                                      std::int64_t channels, bool channels_last, int depth) {
     const int lane = threadIdx.x % kWarpSize;
-    const auto tiles = static_cast<unsigned>(tile.tiles());
-    const unsigned blocks = (tiles + TilesPerBlock - 1) / TilesPerBlock;
-    const unsigned number = blockIdx.x % blocks * TilesPerBlock + in_block;
-    const unsigned rest = blockIdx.x / blocks;
     const int lanes_hw = tile.lanes_h * tile.lanes_w;
     const int c = channels_last ? lane % tile.lanes_c : lane / lanes_hw;
     const int hw = channels_last ? lane / tile.lanes_c : lane % lanes_hw;
     Place place;
-    place.working = number < tiles;
-    place.sample = rest / tile.channel_tiles;
-    place.channel = rest % tile.channel_tiles * tile.lanes_c + c;
+    place.working = number < static_cast<unsigned>(tile.tiles());
+    place.sample = volume / tile.channel_tiles;
+    place.channel = volume % tile.channel_tiles * tile.lanes_c + c;
     place.channel_in_tile = c;
     place.valid = place.channel < channels;
     place.tile = static_cast<int>(number);

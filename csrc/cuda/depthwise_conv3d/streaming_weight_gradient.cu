@@ -33,8 +33,8 @@ Extent extent_of(const WeightGradientProblem& p, const Triple& size, const void*
 
 }  // namespace
 
-cudaError_t launch_streaming_weight_gradient(const WeightGradientProblem& p, const StreamingTile& tile, float* partial,
-                                             cudaStream_t stream) {
+cudaError_t launch_streaming_weight_gradient(const WeightGradientProblem& p, const StreamingWeightTile& tile,
+                                             float* partial, cudaStream_t stream) {
     const void* const of_small = p.large_is_gradient ? nullptr : p.affine.output;
     const void* const of_large = p.large_is_gradient ? p.affine.output : nullptr;
     StreamingWeightParameters parameters{p.small,    extent_of(p, p.small_size, p.small, of_small),

@@ -17,7 +17,8 @@
 // comes to the others from the first-level cache. Warps wait for nobody. At stride 2 every step is two planes of the
 // large tensor, and a group has the kd of one parity, which meet the same ones.
 //
-// At the end the lanes of a channel add up their sums, in a fixed order: a part of the workspace a warp and tile.
+// At the end of a tile the lanes of a channel add up their sums, in a fixed order. Where there are many tiles a warp
+// has several, one after the other, and adds them to its part of the workspace.
 #pragma once
 
 #include <utility>
@@ -38,7 +39,7 @@ struct StreamingWeightParameters {
     bool mirrored;          // taps in reverse: at stride 1 the two tensors may change places
     std::int64_t channels;
     int steps;
-    StreamingTile tile;
+    StreamingWeightTile tile;
     float* partial;
 };
 
@@ -61,12 +62,13 @@ struct WeightSums {
     // From the multiple of four before the window to the window, along W.
     static constexpr int kBefore = 4 - K / 2;
     static constexpr int kWarps = weight_gradient_warps(kGroups);
-    static constexpr int kTilesPerBlock = kWarps / kGroups.groups;
-    // As many as leave a thread its registers: 168 or, where taps or maps take more, 255; of blocks of 7 warps 128,
-    // 255.
-    static constexpr int kBlocksPerProcessor = KD == 7                                     ? (kMapsLarge ? 1 : 2)
-                                               : KD == 5 && kStride == 2 && !kChannelsLast ? 2
-                                                                                           : 3;
+    static constexpr int kPartsPerBlock = kWarps / kGroups.groups;
+    // As many as leave a thread its registers. Windows and addresses of stride 2 take more of them.
+    static constexpr bool kTakesMore = kStride == 2 && (KD < 7 || kMapsLarge || kChannelsLast);
+    static constexpr int kBlocksPerProcessor = (KD == 7 ? 2 : 3) - (kTakesMore ? 1 : 0);
+
+    // Whether the plane of taps j of the group that begins with `first_kd` is one of the kernel's.
+    __device__ static bool in_kernel(int first_kd, int j) { return j == 0 || first_kd + kStride * j < KD; }
 };
 
 // ---- load ----
@@ -153,17 +155,12 @@ __device__ inline void add_lanes(const StreamingTile& tile, float (&sum)[G::kPla
     }
 }
 
-// ---- the kernel ----
+// ---- the walk ----
 
+// Adds up what a lane meets in one tile.
 template <typename T, typename G>
-__global__ void __launch_bounds__(G::kWarps* kWarpSize, G::kBlocksPerProcessor)
-    streaming_weight_gradient(const __grid_constant__ StreamingWeightParameters p) {
-    const int warp = threadIdx.x / kWarpSize;
-    const int group = warp % G::kGroups.groups;
-    const Place place =
-        place_of_lane<G::kTilesPerBlock>(p.tile, warp / G::kGroups.groups, p.channels, G::kChannelsLast, p.steps);
-    if (!place.working) return;
-
+__device__ inline void walk(const StreamingWeightParameters& p, const Place& place, int first_kd,
+                            float (&sum)[G::kPlanes][G::K][G::K]) {
     const std::int64_t channel = place.sample * p.channels + place.channel;
     const Window small = window_of<G::kRows, G::kColumns>(
         p.small_extent, channel_begin(place, p.small_extent, p.channels, G::kChannelsLast), place.h, place.w,
@@ -172,14 +169,6 @@ __global__ void __launch_bounds__(G::kWarps* kWarpSize, G::kBlocksPerProcessor)
         p.large_extent, channel_begin(place, p.large_extent, p.channels, G::kChannelsLast),
         G::kStride * place.h - G::K / 2, G::kStride * place.w - G::K / 2, place.valid);
     const LaneMap<T> map = lane_map<T>(p.affine, channel, place.valid);
-    const int first_kd = group * G::kGroups.first;
-    constexpr int kTaps = G::K * G::K;
-    const int leader = place.channel_in_tile * (G::kChannelsLast ? 1 : p.tile.lanes_h * p.tile.lanes_w);
-    const std::int64_t part = place.sample * p.tile.tiles() + place.tile;
-    float* const partial = place.valid && static_cast<int>(threadIdx.x % kWarpSize) == leader
-                               ? p.partial + (part * p.channels + place.channel) * G::KD * kTaps
-                               : nullptr;
-    const auto in_kernel = [&](int j) { return first_kd + G::kStride * j < G::KD; };
 
     float values[G::kPlanes][G::kRows][G::kColumns] = {};
     const auto load_small = [&](int plane, float (&to)[G::kRows][G::kColumns]) {
@@ -191,7 +180,6 @@ __global__ void __launch_bounds__(G::kWarps* kWarpSize, G::kBlocksPerProcessor)
 #pragma unroll
     for (int j = 1; j < G::kPlanes; ++j) load_small(place.d_begin - j, values[j - 1]);
 
-    float sum[G::kPlanes][G::K][G::K] = {};
     for (int step = place.d_begin; step < place.d_end; ++step) {
 #pragma unroll
         for (int j = G::kPlanes - 1; j > 0; --j) {
@@ -214,23 +202,51 @@ __global__ void __launch_bounds__(G::kWarps* kWarpSize, G::kBlocksPerProcessor)
                                                                    p.large_extent, rows, large.columns, window);
 #pragma unroll
             for (int j = 0; j < G::kPlanes; ++j) {
-                if (j == 0 || in_kernel(j)) multiply<G, First>(window, values[j], sum[j]);
+                if (G::in_kernel(first_kd, j)) multiply<G, First>(window, values[j], sum[j]);
             }
         };
         [&]<int... Piece>(std::integer_sequence<int, Piece...>) {
             (add_rows(std::integral_constant<int, Piece * G::kRowsAtOnce>{}), ...);
         }(std::make_integer_sequence<int, G::kPieces>{});
     }
+}
 
-    add_lanes<G>(p.tile, sum);
-    if (partial == nullptr) return;
+// ---- the kernel ----
+
+template <typename T, typename G>
+__global__ void __launch_bounds__(G::kWarps* kWarpSize, G::kBlocksPerProcessor)
+    streaming_weight_gradient(const __grid_constant__ StreamingWeightParameters p) {
+    const int warp = threadIdx.x / kWarpSize;
+    const int first_kd = warp % G::kGroups.groups * G::kGroups.first;
+    const auto parts = static_cast<unsigned>(p.tile.parts());
+    const unsigned blocks = (parts + G::kPartsPerBlock - 1) / G::kPartsPerBlock;
+    const unsigned part = blockIdx.x % blocks * G::kPartsPerBlock + warp / G::kGroups.groups;
+
+#pragma unroll 1
+    for (int turn = 0; turn < p.tile.turns; ++turn) {
+        const unsigned number = part * p.tile.turns + turn;
+        const Place place =
+            place_of_lane(p.tile.each, number, blockIdx.x / blocks, p.channels, G::kChannelsLast, p.steps);
+        if (!place.working) return;
+        float sum[G::kPlanes][G::K][G::K] = {};
+        walk<T, G>(p, place, first_kd, sum);
+        add_lanes<G>(p.tile.each, sum);
+
+        const int lanes_hw = p.tile.each.lanes_h * p.tile.each.lanes_w;
+        const int leader = place.channel_in_tile * (G::kChannelsLast ? 1 : lanes_hw);
+        if (!place.valid || static_cast<int>(threadIdx.x % kWarpSize) != leader) continue;
+        constexpr int kTaps = G::K * G::K;
+        float* const partial =
+            p.partial + ((place.sample * parts + part) * p.channels + place.channel) * (G::KD * kTaps);
 #pragma unroll
-    for (int j = 0; j < G::kPlanes; ++j) {
-        if (!in_kernel(j)) continue;
+        for (int j = 0; j < G::kPlanes; ++j) {
+            if (!G::in_kernel(first_kd, j)) continue;
 #pragma unroll
-        for (int i = 0; i < kTaps; ++i) {
-            const int tap = (first_kd + G::kStride * j) * kTaps + i;
-            partial[p.mirrored ? G::KD * kTaps - 1 - tap : tap] = sum[j][i / G::K][i % G::K];
+            for (int i = 0; i < kTaps; ++i) {
+                const int tap = (first_kd + G::kStride * j) * kTaps + i;
+                float& to = partial[p.mirrored ? G::KD * kTaps - 1 - tap : tap];
+                to = turn == 0 ? sum[j][i / G::K][i % G::K] : to + sum[j][i / G::K][i % G::K];
+            }
         }
     }
 }
@@ -242,7 +258,7 @@ cudaError_t launch_weight_sums(const Triple& kernel, std::int64_t stride, bool m
                                const StreamingWeightParameters& p, std::int64_t batch, cudaStream_t stream) {
     const auto launch_one = [&]<int KD, int K, int Stride, bool MapsLarge>() {
         using G = WeightSums<KD, K, Stride, MapsLarge, ChannelsLast>;
-        const std::int64_t blocks = batch * p.tile.channel_tiles * ceil_div(p.tile.tiles(), G::kTilesPerBlock);
+        const std::int64_t blocks = batch * p.tile.each.channel_tiles * ceil_div(p.tile.parts(), G::kPartsPerBlock);
         if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
         const LaunchShape shape{static_cast<unsigned>(blocks), G::kWarps * kWarpSize, 0, stream};
         return launch<streaming_weight_gradient<T, G>>(shape, p);

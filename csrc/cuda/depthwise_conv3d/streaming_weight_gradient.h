@@ -8,9 +8,9 @@
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-// Enqueues the partial sums of a weight gradient that takes_streaming(), [batch * tile.tiles(), C * taps];
+// Enqueues the partial sums of a weight gradient that takes_streaming(), [batch * tile.parts(), C * taps];
 // launch_reduction adds the parts.
-cudaError_t launch_streaming_weight_gradient(const WeightGradientProblem& problem, const StreamingTile& tile,
+cudaError_t launch_streaming_weight_gradient(const WeightGradientProblem& problem, const StreamingWeightTile& tile,
                                              float* partial, cudaStream_t stream);
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d
