@@ -28,8 +28,8 @@ struct StreamingTile {
 };
 
 // A thread's rows in the convolutions: with more, sums, windows and addresses take more registers than there are.
-constexpr int streaming_rows(std::int64_t kernel, bool channels_last) {
-    return channels_last && kernel == 7 ? 1 : 2;
+constexpr int streaming_rows(std::int64_t kernel, std::int64_t stride, bool channels_last) {
+    return channels_last && (kernel == 7 || (kernel == 5 && stride == 2)) ? 1 : 2;
 }
 
 // Warps that a launch should have at least: one and a half times what 132 multiprocessors hold. Fixed, whatever the GPU
@@ -98,12 +98,10 @@ constexpr bool is_streaming_size(const Triple& size, std::int64_t channels, bool
 
 // ---- convolutions ----
 
-// At stride 2 a scatter has no streaming kernel yet, and in channels-last 5x5x5 and 7x7x7 take more registers than
-// there are.
+// At stride 2 a scatter has no streaming kernel yet.
 constexpr bool takes_streaming(const ConvolutionProblem& p) {
-    const bool strided = p.geometry.stride.w == 2;
-    return !(strided && (p.scatter || (p.channels_last && p.geometry.kernel.w > 3))) &&
-           is_streaming_geometry(p.geometry) && is_streaming_size(p.input_size, p.channels, p.channels_last) &&
+    return !(p.geometry.stride.w == 2 && p.scatter) && is_streaming_geometry(p.geometry) &&
+           is_streaming_size(p.input_size, p.channels, p.channels_last) &&
            is_streaming_size(p.output_size, p.channels, p.channels_last);
 }
 
@@ -114,7 +112,8 @@ constexpr int streaming_most_lanes_c(const Geometry& g) {
 
 inline StreamingTile streaming_tile(const ConvolutionProblem& p) {
     return streaming_tile(p.output_size, p.batch, p.channels, p.channels_last,
-                          streaming_rows(p.geometry.kernel.w, p.channels_last), streaming_most_lanes_c(p.geometry), 32);
+                          streaming_rows(p.geometry.kernel.w, p.geometry.stride.w, p.channels_last),
+                          streaming_most_lanes_c(p.geometry), 32);
 }
 
 // ---- the weight gradient ----
