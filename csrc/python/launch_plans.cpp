@@ -39,6 +39,13 @@ const char* name_of(Fill fill) {
     }
 }
 
+void describe(const StreamingTile& tile, py::dict& result) {
+    result["core"] = "streaming";
+    result["tile"] = Three{tile.depth, tile.rows * tile.lanes_h, StreamingTile::kColumns * tile.lanes_w};
+    result["tiles"] = Three{tile.tiles_d, tile.tiles_h, tile.tiles_w};
+    result["channels_a_warp"] = tile.lanes_c;
+}
+
 // Any address: plans look at its alignment alone, and at whether it is there.
 const void* address(bool given, std::uintptr_t alignment) {
     return given ? reinterpret_cast<const void*>(alignment * 4096) : nullptr;
@@ -65,6 +72,12 @@ py::dict convolution(bool scatter, const std::string& dtype, bool channels_last,
     switch (plan.core) {
         case ConvolutionCore::general:
             result["core"] = "general";
+            break;
+        case ConvolutionCore::streaming:
+            describe(plan.streaming, result);
+            result["threads"] = 32 * StreamingTile::kWarps;
+            result["blocks"] =
+                batch * plan.streaming.channel_tiles * ceil_div(plan.streaming.tiles(), StreamingTile::kWarps);
             break;
         case ConvolutionCore::banded: {
             const BandedTile& tile = plan.banded;
@@ -108,6 +121,17 @@ py::dict weight_gradient(const std::string& dtype, bool channels_last, std::int6
         case WeightGradientCore::general:
             result["core"] = "general";
             break;
+        case WeightGradientCore::streaming: {
+            const WeightGradientGroups groups = weight_gradient_groups(kernel[0], stride[0], channels_last);
+            const int warps = weight_gradient_warps(groups);
+            result["planes_of_taps_a_warp"] = groups.planes;
+            describe(plan.streaming.each, result);
+            result["tiles_a_warp"] = plan.streaming.turns;
+            result["threads"] = 32 * warps;
+            result["blocks"] =
+                batch * plan.streaming.each.channel_tiles * ceil_div(plan.streaming.parts(), warps / groups.groups);
+            break;
+        }
         case WeightGradientCore::banded: {
             const WeightGradientTile& tile = plan.banded;
             const int k = static_cast<int>(kernel[1]);

@@ -8,4 +8,8 @@ __device__ inline void make_opaque(unsigned& value) {
     asm volatile("" : "+r"(value));
 }
 
+__device__ inline void make_opaque(int& value) {
+    asm volatile("" : "+r"(value));
+}
+
 }  // namespace mednext_ops::cuda

@@ -17,7 +17,6 @@
 #include "../common/shared_memory.cuh"
 #include "general_reading.cuh"
 #include "general_tiles.h"
-#include "streaming_convolution.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 namespace {
@@ -201,7 +200,6 @@ cudaError_t launch_typed(const ConvolutionProblem& p, Moments<double>* moments, 
 }  // namespace
 
 cudaError_t launch_general_convolution(const ConvolutionProblem& p, Moments<double>* moments, cudaStream_t stream) {
-    if (takes_streaming(p)) return launch_streaming_convolution(p, moments, stream);
     return with_scalar_type(p.type, [&]<typename T>(const T*) {
         return p.channels_last ? launch_typed<T, true>(p, moments, stream) : launch_typed<T, false>(p, moments, stream);
     });

@@ -1,4 +1,4 @@
-// How the cores in float FMAs cut their work: plain C++, for the plan and for the kernels.
+// How the general core cuts its work: plain C++, for the plan and for the kernels.
 #pragma once
 
 #include <cstdint>
@@ -27,9 +27,8 @@ constexpr std::int64_t general_outputs(const ConvolutionProblem& p) {
     return p.channels_last ? kGeneralOutputsChannelsLast : kGeneralOutputs;
 }
 
-// What the statistics get a sample and channel: one for each block, or for each warp of a streaming kernel.
-inline std::int64_t general_moments_per_channel(const ConvolutionProblem& p) {
-    if (takes_streaming(p)) return streaming_tile(p).tiles();
+// What the statistics get a sample and channel: one for each block.
+constexpr std::int64_t general_moments_per_channel(const ConvolutionProblem& p) {
     return ceil_div(p.output_size.product(), general_outputs(p));
 }
 

@@ -4,6 +4,8 @@
 #include "banded_weight_gradient.h"
 #include "general_convolution.h"
 #include "general_weight_gradient.h"
+#include "streaming_convolution.h"
+#include "streaming_weight_gradient.h"
 #include "weight_gradient_reduction.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
@@ -15,6 +17,8 @@ cudaError_t launch_convolution(const ConvolutionProblem& problem, const Convolut
             return launch_banded_convolution(problem, plan.banded, moments, stream);
         case ConvolutionCore::general:
             return launch_general_convolution(problem, moments, stream);
+        case ConvolutionCore::streaming:
+            return launch_streaming_convolution(problem, plan.streaming, moments, stream);
     }
     return cudaErrorInvalidValue;
 }
@@ -30,6 +34,9 @@ cudaError_t launch_weight_gradient(const WeightGradientProblem& problem, const W
             break;
         case WeightGradientCore::general:
             error = launch_general_weight_gradient(problem, partial, stream);
+            break;
+        case WeightGradientCore::streaming:
+            error = launch_streaming_weight_gradient(problem, plan.streaming, partial, stream);
             break;
     }
     return error == cudaSuccess ? launch_reduction(partial, sums, plan.parts, problem.grad_weight, stream) : error;

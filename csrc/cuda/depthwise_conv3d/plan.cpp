@@ -234,9 +234,13 @@ int stages_of(const WeightGradientProblem& p, WeightGradientTile tile, int archi
 ConvolutionPlan plan_convolution(const ConvolutionProblem& p, int architecture) {
     if (takes_banded(p, architecture)) {
         const BandedTile tile = banded_tile(p, architecture);
-        return {ConvolutionCore::banded, tile.tiles(), tile};
+        return {ConvolutionCore::banded, tile.tiles(), {}, tile};
     }
-    return {ConvolutionCore::general, general_moments_per_channel(p), {}};
+    if (takes_streaming(p)) {
+        const StreamingTile tile = streaming_tile(p);
+        return {ConvolutionCore::streaming, tile.tiles(), tile, {}};
+    }
+    return {ConvolutionCore::general, general_moments_per_channel(p), {}, {}};
 }
 
 WeightGradientPlan plan_weight_gradient(const WeightGradientProblem& p, int architecture) {
@@ -246,10 +250,15 @@ WeightGradientPlan plan_weight_gradient(const WeightGradientProblem& p, int arch
         tile.fill = fill_of(p, architecture);
         tile.stages = stages_of(p, tile, architecture);
         const std::int64_t parts = p.batch * tile.tiles();
-        return {WeightGradientCore::banded, parts, parts * part_bytes, tile};
+        return {WeightGradientCore::banded, parts, parts * part_bytes, {}, tile};
+    }
+    if (takes_streaming(p)) {
+        const StreamingWeightTile tile = streaming_weight_tile(p);
+        const std::int64_t parts = p.batch * tile.parts();
+        return {WeightGradientCore::streaming, parts, parts * part_bytes, tile, {}};
     }
     const std::int64_t parts = general_parts(p);
-    return {WeightGradientCore::general, parts, parts * part_bytes, {}};
+    return {WeightGradientCore::general, parts, parts * part_bytes, {}, {}};
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -9,12 +9,14 @@
 
 #include "plane_layout.h"
 #include "problem.h"
+#include "streaming_tiles.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-// general: any kernel, stride, dilation, type and format, in float FMAs.
+// general: any kernel, stride, dilation, type and format, in float FMAs, one output at a time.
+// streaming: KxKxK and 1xKxK, K = 3, 5, 7, of every type and format, in float FMAs.
 // banded: 16-bit NCDHW at stride 1 on tensor cores (sm_80 and newer).
-enum class ConvolutionCore { general, banded };
+enum class ConvolutionCore { general, streaming, banded };
 
 // The tile of a block of threads of the banded core. Eight outputs along W are an octet; a warp makes kFragments
 // fragments of 16 octets, which are numbered along the rows of the tile.
@@ -42,11 +44,12 @@ struct BandedTile {
 struct ConvolutionPlan {
     ConvolutionCore core;
     std::int64_t moments_per_channel;  // written a sample and channel where statistics are asked for
+    StreamingTile streaming;           // of that core
     BandedTile banded;                 // of that core
 };
 
-// general: as above. banded: 16-bit NCDHW at stride 1 on tensor cores.
-enum class WeightGradientCore { general, banded };
+// As above.
+enum class WeightGradientCore { general, streaming, banded };
 
 // The tile of a block of threads of the banded weight gradient. A patch is 16 columns of a few rows of the large
 // tensor, with the rows of the small one that they meet; a warp has `patches` of them, one below the other.
@@ -95,7 +98,8 @@ struct WeightGradientPlan {
     WeightGradientCore core;
     std::int64_t parts;  // partial sums a channel and tap
     std::int64_t workspace_bytes;
-    WeightGradientTile banded;  // of that core
+    StreamingWeightTile streaming;  // of that core
+    WeightGradientTile banded;      // of that core
 };
 
 // `architecture` is 10 * major + minor: 90.

@@ -31,7 +31,7 @@ struct Gather {
     static constexpr int KD = KD_;
     static constexpr int K = K_;
     static constexpr int kStride = Stride_;
-    static constexpr int kRows = streaming_rows(K, kChannelsLast);
+    static constexpr int kRows = streaming_rows(K, kStride, kChannelsLast);
     static constexpr int kColumns = StreamingTile::kColumns;
     static constexpr int kSums = (KD + kStride - 1) / kStride;  // output planes in progress
     static constexpr int kWindowRows = kStride * (kRows - 1) + K;
@@ -84,7 +84,10 @@ __global__ void __launch_bounds__(StreamingTile::kWarps* kWarpSize, G::kBlocksPe
     streaming_convolution(const __grid_constant__ StreamingParameters p) {
     using TapsOf = Taps<G::KD, G::K>;
     const TapsOf shared(p.tile.lanes_c);
-    const Place place = place_of_lane(p.tile, p.channels, G::kChannelsLast, p.output_extent.d);
+    const auto blocks = static_cast<unsigned>((p.tile.tiles() + StreamingTile::kWarps - 1) / StreamingTile::kWarps);
+    const unsigned number = blockIdx.x % blocks * StreamingTile::kWarps + threadIdx.x / kWarpSize;
+    const Place place =
+        place_of_lane(p.tile, number, blockIdx.x / blocks, p.channels, G::kChannelsLast, p.output_extent.d);
     float* const staged = shared_array(shared.array);
     TapsOf::stage(staged, p, place.channel - place.channel_in_tile);
     __syncthreads();
@@ -117,6 +120,8 @@ __global__ void __launch_bounds__(StreamingTile::kWarps* kWarpSize, G::kBlocksPe
             const int z = G::kStride * step + sub - G::KD / 2;
             if (!inside(z, p.input_extent.d)) continue;
             const auto add_rows = [&]<int First>(std::integral_constant<int, First>) {
+                // A branch of its own, where the loads of all rows at once would take more registers than there are.
+                if (G::kStride == 2 && G::kChannelsLast && (input.rows >> First) == 0) return;
                 float window[G::kRowsAtOnce][G::kWindowColumns];
                 load_mapped<G::kChannelsLast, G::kBefore, T>(
                     p.input, p.affine, channel,
@@ -166,11 +171,8 @@ cudaError_t launch_gather(const Triple& kernel, std::int64_t stride, const Strea
     };
     if (stride == 2) {
         if (kernel.w == 3) return launch_one.template operator()<3, 3, 2>();
-        if constexpr (!ChannelsLast) {
-            if (kernel.w == 5) return launch_one.template operator()<5, 5, 2>();
-            if (kernel.w == 7) return launch_one.template operator()<7, 7, 2>();
-        }
-        return cudaErrorInvalidValue;  // takes_streaming() declines it
+        if (kernel.w == 5) return launch_one.template operator()<5, 5, 2>();
+        return launch_one.template operator()<7, 7, 2>();
     }
     if (kernel.d == 1) {
         if (kernel.w == 3) return launch_one.template operator()<1, 3, 1>();

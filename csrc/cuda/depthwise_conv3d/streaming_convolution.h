@@ -5,11 +5,12 @@
 
 #include "../common/moments.h"
 #include "problem.h"
+#include "streaming_tiles.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-// Enqueues a convolution that takes_streaming(); `moments`, if not null, gets [N, C, tiles of streaming_tile()].
-cudaError_t launch_streaming_convolution(const ConvolutionProblem& problem, Moments<double>* moments,
-                                         cudaStream_t stream);
+// Enqueues a convolution that takes_streaming(); `moments`, if not null, gets [N, C, tile.tiles()].
+cudaError_t launch_streaming_convolution(const ConvolutionProblem& problem, const StreamingTile& tile,
+                                         Moments<double>* moments, cudaStream_t stream);
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -28,8 +28,8 @@ struct StreamingTile {
 };
 
 // A thread's rows in the convolutions: with more, sums, windows and addresses take more registers than there are.
-constexpr int streaming_rows(std::int64_t kernel, bool channels_last) {
-    return channels_last && kernel == 7 ? 1 : 2;
+constexpr int streaming_rows(std::int64_t kernel, std::int64_t stride, bool channels_last) {
+    return channels_last && (kernel == 7 || (kernel == 5 && stride == 2)) ? 1 : 2;
 }
 
 // Warps that a launch should have at least: one and a half times what 132 multiprocessors hold. Fixed, whatever the GPU
@@ -41,9 +41,10 @@ constexpr std::int64_t use_of(std::int64_t all, std::int64_t each) {
     return all == 0 ? 1000 : 1000 * all / (ceil_div(all, each) * each);
 }
 
-// The tile for a volume of `size`, `rows` a thread. Wide lanes are taken unless others waste a twentieth less.
+// The tile for a volume of `size`, `rows` a thread and `warps_a_tile` warps that share one. Wide lanes are taken unless
+// others waste a twentieth less.
 inline StreamingTile streaming_tile(const Triple& size, std::int64_t batch, std::int64_t channels, bool channels_last,
-                                    int rows, int most_lanes_c, int most_depth) {
+                                    int rows, int most_lanes_c, int most_depth, int warps_a_tile = 1) {
     const std::int64_t quads = ceil_div(size.w, StreamingTile::kColumns);
     const std::int64_t rows_of_threads = ceil_div(size.h, rows);
     StreamingTile best{};
@@ -70,8 +71,8 @@ inline StreamingTile streaming_tile(const Triple& size, std::int64_t batch, std:
     best.tiles_w = static_cast<int>(ceil_div(quads, best.lanes_w));
     best.tiles_h = static_cast<int>(ceil_div(rows_of_threads, best.lanes_h));
     best.depth = most_depth;
-    const std::int64_t columns = batch * best.channel_tiles * best.tiles_w * best.tiles_h;
-    while (best.depth > 2 && columns * ceil_div(size.d, best.depth) < kStreamingWarps) best.depth /= 2;
+    const std::int64_t warps = batch * best.channel_tiles * best.tiles_w * best.tiles_h * warps_a_tile;
+    while (best.depth > 2 && warps * ceil_div(size.d, best.depth) < kStreamingWarps) best.depth /= 2;
     best.tiles_d = static_cast<int>(ceil_div(size.d, best.depth));
     return best;
 }
@@ -95,12 +96,12 @@ constexpr bool is_streaming_size(const Triple& size, std::int64_t channels, bool
            size.h * size.w * step < kMost;
 }
 
-// At stride 2 a scatter has no streaming kernel yet, and in channels-last 5x5x5 and 7x7x7 take more registers than
-// there are.
+// ---- convolutions ----
+
+// At stride 2 a scatter has no streaming kernel yet.
 constexpr bool takes_streaming(const ConvolutionProblem& p) {
-    const bool strided = p.geometry.stride.w == 2;
-    return !(strided && (p.scatter || (p.channels_last && p.geometry.kernel.w > 3))) &&
-           is_streaming_geometry(p.geometry) && is_streaming_size(p.input_size, p.channels, p.channels_last) &&
+    return !(p.geometry.stride.w == 2 && p.scatter) && is_streaming_geometry(p.geometry) &&
+           is_streaming_size(p.input_size, p.channels, p.channels_last) &&
            is_streaming_size(p.output_size, p.channels, p.channels_last);
 }
 
@@ -111,7 +112,69 @@ constexpr int streaming_most_lanes_c(const Geometry& g) {
 
 inline StreamingTile streaming_tile(const ConvolutionProblem& p) {
     return streaming_tile(p.output_size, p.batch, p.channels, p.channels_last,
-                          streaming_rows(p.geometry.kernel.w, p.channels_last), streaming_most_lanes_c(p.geometry), 32);
+                          streaming_rows(p.geometry.kernel.w, p.geometry.stride.w, p.channels_last),
+                          streaming_most_lanes_c(p.geometry), 32);
+}
+
+// ---- the weight gradient ----
+
+// How the planes of taps of a kernel are dealt to the warps that share a tile: warp g adds up the planes
+// kd = first * g + stride * j for j = 0, 1, ..., planes - 1, as far as they are in the kernel.
+struct WeightGradientGroups {
+    int planes;
+    int groups;
+    int first;
+};
+
+// As many planes a warp as leave it its registers; in channels-last the addresses take many of them. At stride 2 a
+// group has the kd of one parity, which meet the same planes of the large tensor.
+constexpr WeightGradientGroups weight_gradient_groups(std::int64_t kernel_d, std::int64_t stride, bool channels_last) {
+    const auto kd = static_cast<int>(kernel_d);
+    if (kd == 1 || kd == 7 || (kd == 5 && channels_last)) return {1, kd, 1};
+    if (stride == 1) return {3, (kd + 2) / 3, 3};
+    return {(kd + 1) / 2, 2, 1};
+}
+
+// A thread's rows: 5x5x5 in channels-last has one plane of taps a warp, which leaves registers for more.
+constexpr int weight_gradient_rows(std::int64_t kernel, bool channels_last) {
+    return channels_last && kernel == 5 ? 4 : 2;
+}
+
+// Warps of a block.
+constexpr int weight_gradient_warps(const WeightGradientGroups& groups) {
+    return groups.groups > StreamingTile::kWarps ? groups.groups : StreamingTile::kWarps;
+}
+
+constexpr bool takes_streaming(const WeightGradientProblem& p) {
+    return is_streaming_geometry(p.geometry) && p.batch * p.channels * p.small_size.product() > 0 &&
+           is_streaming_size(p.small_size, p.channels, p.channels_last) &&
+           is_streaming_size(p.large_size, p.channels, p.channels_last);
+}
+
+// The steps of a warp along D: one for each plane of the small tensor, and more for those that the taps of a group
+// reach beyond it.
+constexpr std::int64_t weight_gradient_steps(const WeightGradientProblem& p) {
+    return p.small_size.d + weight_gradient_groups(p.geometry.kernel.d, p.geometry.stride.d, p.channels_last).planes -
+           1;
+}
+
+// What a warp has: `turns` tiles, one after the other, which make one part of the workspace.
+struct StreamingWeightTile {
+    StreamingTile each;  // its depth counts steps
+    int turns;
+
+    constexpr std::int64_t parts() const { return ceil_div(each.tiles(), turns); }  // a sample and channel
+};
+
+// A thread adds 8 or 16 products to a sum in each step: runs of 256, as the error of a float grows with the length of a
+// run. More than twice the warps that a launch should have would only make more parts.
+inline StreamingWeightTile streaming_weight_tile(const WeightGradientProblem& p) {
+    const int rows = weight_gradient_rows(p.geometry.kernel.w, p.channels_last);
+    const int groups = weight_gradient_groups(p.geometry.kernel.d, p.geometry.stride.d, p.channels_last).groups;
+    const Triple steps{weight_gradient_steps(p), p.small_size.h, p.small_size.w};
+    const StreamingTile each = streaming_tile(steps, p.batch, p.channels, p.channels_last, rows, 32, 64 / rows, groups);
+    const std::int64_t warps = p.batch * each.channel_tiles * each.tiles() * groups;
+    return {each, static_cast<int>(warps / (2 * kStreamingWarps) > 1 ? warps / (2 * kStreamingWarps) : 1)};
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -24,6 +24,17 @@ struct Extent {
     bool vectors;
 };
 
+// Whether vectors of four elements may begin there; null may.
+inline bool is_vector_aligned(const void* pointer, ScalarType type) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % (type == ScalarType::float32 ? 16 : 8) == 0;
+}
+
+inline Extent extent_of(const Triple& size, std::int64_t channels, bool channels_last, bool aligned) {
+    return {static_cast<int>(size.d), static_cast<int>(size.h), static_cast<int>(size.w),
+            channels_last ? static_cast<int>(channels) : 1,
+            aligned && !channels_last && size.w % StreamingTile::kColumns == 0};
+}
+
 // The tile of a warp, and a lane's place in it.
 struct Place {
     bool working;  // the warp has a tile
@@ -33,24 +44,19 @@ struct Place {
     int tile;            // number of the warp's tile
     int d_begin, d_end;  // planes
     int h, w;            // first row and column of the lane
-    int leader;          // the first lane of the same channel
-    int first, last;     // lanes of a channel are `first` apart, `last` from end to end
 };
 
-__device__ inline Place place_of_lane(const StreamingTile& tile, std::int64_t channels, bool channels_last, int depth) {
+// The lane's place in tile `number` of the volume that is `volume` among all samples and tiles of channels.
+__device__ inline Place place_of_lane(const StreamingTile& tile, unsigned number, unsigned volume,
+                                      std::int64_t channels, bool channels_last, int depth) {
     const int lane = threadIdx.x % kWarpSize;
-    const int warp = threadIdx.x / kWarpSize;
-    const auto tiles = static_cast<unsigned>(tile.tiles());
-    const unsigned blocks = (tiles + StreamingTile::kWarps - 1) / StreamingTile::kWarps;
-    const unsigned number = blockIdx.x % blocks * StreamingTile::kWarps + warp;
-    const unsigned rest = blockIdx.x / blocks;
     const int lanes_hw = tile.lanes_h * tile.lanes_w;
     const int c = channels_last ? lane % tile.lanes_c : lane / lanes_hw;
     const int hw = channels_last ? lane / tile.lanes_c : lane % lanes_hw;
     Place place;
-    place.working = number < tiles;
-    place.sample = rest / tile.channel_tiles;
-    place.channel = rest % tile.channel_tiles * tile.lanes_c + c;
+    place.working = number < static_cast<unsigned>(tile.tiles());
+    place.sample = volume / tile.channel_tiles;
+    place.channel = volume % tile.channel_tiles * tile.lanes_c + c;
     place.channel_in_tile = c;
     place.valid = place.channel < channels;
     place.tile = static_cast<int>(number);

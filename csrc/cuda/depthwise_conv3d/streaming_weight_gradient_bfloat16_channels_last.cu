@@ -1,0 +1,10 @@
+// The streaming weight gradients of bfloat16 tensors in channels-last.
+#include "streaming_weight_gradient.cuh"
+
+namespace mednext_ops::cuda::depthwise_conv3d {
+
+template cudaError_t launch_weight_sums<__nv_bfloat16, true>(const Triple&, std::int64_t, bool,
+                                                             const StreamingWeightParameters&, std::int64_t,
+                                                             cudaStream_t);
+
+}  // namespace mednext_ops::cuda::depthwise_conv3d
