@@ -11,6 +11,10 @@ import torch
 import mednext
 import mednext_ops
 
+# Where no GPU is, Triton's kernels run in its interpreter. Settled when triton is first imported, by whichever test.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Workers that run side by side share the cores; two threads a worker would only wait for each other.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 

@@ -44,9 +44,12 @@ logger = logging.getLogger("mednext_ops")
 ENVIRONMENT_VARIABLE = "MEDNEXT_OPS_BACKEND"
 
 #: Tried in this order for a tensor on that type of device; any other device goes to the reference.
-DEFAULT_ORDER: dict[str, tuple[str, ...]] = {"cuda": ("cuda", "reference"), "cpu": ("cpu", "reference")}
-#: The last one runs only where it is asked for by name.
-_ALL = ("cuda", "cpu", "reference", "emulated")
+DEFAULT_ORDER: dict[str, tuple[str, ...]] = {
+    "cuda": ("cuda", "triton", "reference"),
+    "cpu": ("cpu", "reference"),
+}
+#: The last one runs only where it is asked for by name; so does triton on the CPU, in its interpreter.
+_ALL = ("cuda", "triton", "cpu", "reference", "emulated")
 
 #: The choices that are open, oldest first; the last one rules. Each is an entry of its own, so that contexts may close
 #: in another order than they opened, as they do in two threads.
@@ -98,7 +101,7 @@ def use_backend(*names: str) -> Iterator[None]:
     environment variable ``MEDNEXT_OPS_BACKEND`` (names separated by commas) does the same for a whole program.
 
     Args:
-        names: of ``"cuda"``, ``"cpu"``, ``"reference"``, ``"emulated"``.
+        names: of ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"``, ``"emulated"``.
 
     Raises:
         ValueError: a name is unknown.

@@ -162,7 +162,7 @@ def test_contexts_that_close_in_another_order_leave_nothing_forced(x):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("cudaa", "every op will fail, since 'cudaa' is no backend; there are cuda, cpu, reference, emulated"),
+        ("cudaa", "every op will fail, since 'cudaa' is no backend; there are cuda, triton, cpu, reference, emulated"),
         (",", "every op will fail, since ',' is no backend"),
         ("reference,fast", "since 'fast' is no backend"),
         ("reference", "MEDNEXT_OPS_BACKEND reference\n"),

@@ -1,0 +1,182 @@
+"""Depthwise convolution with statistics and its two gradients: which kernel, how it is cut, and its workspace."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, memory_format_of
+from mednext_ops.backends.triton.direct_convolution import direct_convolution
+from mednext_ops.backends.triton.direct_weight_gradient import direct_weight_gradient
+from mednext_ops.backends.triton.launch import Blocks, cdiv, channel_tile, launch, needs_64_bits
+from mednext_ops.backends.triton.reduction import sum_of_parts
+from mednext_ops.backends.triton.statistics import merged
+from mednext_ops.backends.triton.tuning import choose, kind
+
+__all__ = ["depthwise_conv3d", "depthwise_conv3d_backward", "depthwise_conv3d_statistics"]
+
+
+def depthwise_conv3d(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry
+) -> torch.Tensor:
+    """input [N, C, D, H, W], weight [C, 1, kd, kh, kw], bias [C] -> [N, C, D', H', W'], dtype and format kept."""
+    return _forward(input, weight, bias, geometry, statistics=False)[0]
+
+
+def depthwise_conv3d_statistics(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: ConvGeometry,
+    num_groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The convolution, and mean and rstd [N, G] of its output as it is stored, in one pass over it."""
+    output, moments = _forward(input, weight, bias, geometry, statistics=True)
+    assert moments is not None
+    return output, *merged(moments, num_groups, eps)
+
+
+def _forward(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry, statistics: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    size = geometry.output_size(input.shape[2:])
+    memory_format = memory_format_of(input)
+    return _convolve(input, None, weight, bias, None, geometry, geometry.transposed, size, memory_format, statistics)
+
+
+def depthwise_conv3d_backward(
+    grad_output: torch.Tensor | GroupNormGradient,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    geometry: ConvGeometry,
+    add: torch.Tensor | None,
+    needs_data: bool,
+    needs_weight: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of the input (plus ``add``) and of the weight (float32); the affine map is applied on load."""
+    grad, affine = (grad_output, None) if isinstance(grad_output, torch.Tensor) else (grad_output.grad, grad_output)
+    memory_format = memory_format_of(input)
+    data = grad_weight = None
+    if needs_data:
+        scatter = not geometry.transposed
+        data, _ = _convolve(
+            grad, affine, weight, None, add, geometry, scatter, tuple(input.shape[2:]), memory_format, False
+        )
+    if needs_weight:
+        grad_weight = _weight_gradient(grad, affine, input, geometry, memory_format)
+    return data, grad_weight
+
+
+def _weight_gradient(
+    grad: torch.Tensor,
+    affine: GroupNormGradient | None,
+    input: torch.Tensor,
+    geometry: ConvGeometry,
+    memory_format: torch.memory_format,
+) -> torch.Tensor:
+    """[C, 1, kd, kh, kw] in float32."""
+    batch, channels = input.shape[:2]
+    channels_last = memory_format == torch.channels_last_3d
+    input, grad = (t.contiguous(memory_format=memory_format) for t in (input, grad))
+    small, large = (input, grad) if geometry.transposed else (grad, input)
+    tile = channel_tile(channels, channels_last)
+    arguments = {
+        "small": small,
+        "large": large,
+        **affine_arguments(affine, memory_format),
+        "batch": batch,
+        "channels": channels,
+        **extents_of("small", small.shape[2:]),
+        **extents_of("large", large.shape[2:]),
+        **geometry_arguments(geometry),
+        "LARGE_IS_GRADIENT": geometry.transposed,
+        "CHANNELS_LAST": channels_last,
+        "INDEX": tl.int64 if needs_64_bits(small, large) else tl.int32,
+    }
+
+    def run(blocks: Blocks) -> torch.Tensor:
+        tiles = cdiv(small.shape[2:].numel(), blocks["BV"])
+        workspace = input.new_empty((channels, 1, *geometry.kernel_size, batch * tiles), dtype=torch.float32)
+        programs = batch * cdiv(channels, tile) * tiles
+        launch(direct_weight_gradient, programs, blocks, workspace=workspace, **arguments)
+        return sum_of_parts(workspace)
+
+    # Larger tiles share the sums at their end among more products, smaller ones leave registers for more programs.
+    sizes = [(4096, 128), (2048, 128), (8192, 256)]
+    if max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
+        sizes = [(2048, 128), (1024, 128), (4096, 256)]
+    ways = [Blocks.of(threads, BV=elements // tile, BC=tile) for elements, threads in sizes]
+    key = kind(small, channels_last, affine is not None, geometry)
+    return run(choose("direct_weight_gradient", key, ways, small, run))
+
+
+def _convolve(
+    source: torch.Tensor,
+    affine: GroupNormGradient | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    add: torch.Tensor | None,
+    geometry: ConvGeometry,
+    scatter: bool,
+    size: tuple[int, ...],
+    memory_format: torch.memory_format,
+    statistics: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The destination of that size in that format, and [N, C, parts, 3] moments of it where asked for."""
+    batch, channels = source.shape[:2]
+    channels_last = memory_format == torch.channels_last_3d
+    source = source.contiguous(memory_format=memory_format)
+    destination = source.new_empty((batch, channels, *size)).contiguous(memory_format=memory_format)
+    tile = channel_tile(channels, channels_last)
+    classes = geometry.stride if scatter else (1, 1, 1)
+    extents = [cdiv(extent, s) for extent, s in zip(size, classes, strict=True)]
+    arguments = {
+        "source": source,
+        **affine_arguments(affine, memory_format),
+        "weight": weight.contiguous(),
+        "bias": None if bias is None else bias.contiguous(),
+        "add": None if add is None else add.contiguous(memory_format=memory_format),
+        "destination": destination,
+        "channels": channels,
+        **extents_of("source", source.shape[2:]),
+        **extents_of("destination", size),
+        **geometry_arguments(geometry),
+        "SCATTER": scatter,
+        "CHANNELS_LAST": channels_last,
+        "INDEX": tl.int64 if needs_64_bits(source, destination) else tl.int32,
+    }
+
+    def run(blocks: Blocks) -> torch.Tensor | None:
+        parts = cdiv(math.prod(extents), blocks["BV"]) * math.prod(classes)
+        moments = source.new_empty((batch, channels, parts, 3), dtype=torch.float32) if statistics else None
+        launch(direct_convolution, batch * cdiv(channels, tile) * parts, blocks, moments=moments, **arguments)
+        return moments
+
+    # Larger tiles share the weights, smaller ones fill a GPU from fewer voxels.
+    sizes = [(1024, 128), (512, 128), (2048, 256)]
+    if channels_last or max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
+        sizes = [(512, 128), (256, 128), (1024, 256)]
+    ways = [Blocks.of(threads, BV=elements // tile, BC=tile) for elements, threads in sizes]
+    key = kind(destination, channels_last, affine is not None, statistics, scatter, geometry)
+    return destination, run(choose("direct_convolution", key, ways, destination, run))
+
+
+def affine_arguments(affine: GroupNormGradient | None, memory_format: torch.memory_format) -> dict[str, Any]:
+    if affine is None:
+        return {"affine_output": None, "scale": None, "slope": None, "offset": None}
+    maps = {name: getattr(affine, name).contiguous() for name in ("scale", "slope", "offset")}
+    return {"affine_output": affine.output.contiguous(memory_format=memory_format), **maps}
+
+
+def extents_of(name: str, size: tuple[int, ...] | torch.Size) -> dict[str, int]:
+    return {f"{name}_{axis}": extent for axis, extent in zip("dhw", size, strict=True)}
+
+
+def geometry_arguments(geometry: ConvGeometry) -> dict[str, int]:
+    g = geometry
+    names = (("K", g.kernel_size), ("S", g.stride), ("P", g.padding), ("D", g.dilation))
+    return {letter + axis: n for letter, values in names for axis, n in zip("DHW", values, strict=True)}
