@@ -38,6 +38,7 @@ def test_the_bundle_trains_evaluates_and_segments(tmp_path):
         capture_output=True,
         text=True,
         timeout=300,
+        cwd=tmp_path,
         env=os.environ | {"OMP_WAIT_POLICY": "passive"},
     )
     assert trained.returncode == 0, trained.stderr[-3000:]
