@@ -9,6 +9,14 @@ TORCHVISION ?= torchvision==0.16.2
 PYTEST_OPTIONS ?= -n auto
 DEMO_OPTIONS ?=
 
+# Installs with these extras and leaves the torch that is there: torchvision, which nnU-Net needs, may ask for another.
+COMMA := ,
+define install
+	$(BIN)/python -m pip install --quiet '.[$(1)]' \
+	  "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.partition("+")[0])')"
+	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps $(TORCHVISION) || true
+endef
+
 BIN := $(abspath $(VENV))/bin
 SOURCES := pyproject.toml setup.py $(shell find build_tools csrc mednext mednext_ops -type f \
              ! -name '*.pyc' ! -name '*.so' ! -name '_build_info.json' 2>/dev/null)
@@ -26,11 +34,9 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	touch $@
 
-# The package is installed as users have it, not as a link to this folder. Naming torch again holds its version: some of
-# the tests' packages want a torchvision, and the newest would bring another torch.
+# The package is installed as users have it, not as a link to this folder.
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet "$(TORCH)" '.[demo,test]'
-	$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps $(TORCHVISION) || true
+	$(call install,demo$(COMMA)test)
 	cd $(VENV) && $(BIN)/python -m mednext_ops.info
 	touch $@
 
@@ -40,7 +46,7 @@ test: $(VENV)/.installed
 	OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST_OPTIONS)
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet "$(TORCH)" '.[demo,test,dev]'
+	$(call install,demo$(COMMA)test$(COMMA)dev)
 	touch $@
 
 lint: $(VENV)/.dev

@@ -26,7 +26,7 @@ def run(output, *options, processes=1):
         [sys.executable, *launch, str(PROGRAM), "--output", str(output), *SMALL, *options],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -17,7 +17,7 @@ def fences(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
-def run(command, folder, timeout=280):
+def run(command, folder, timeout=900):
     environment = os.environ | {
         "OMP_WAIT_POLICY": "passive",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -37,7 +37,8 @@ def test_the_bundle_trains_evaluates_and_segments(tmp_path):
         [*command, "--epochs", "3"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
+        cwd=tmp_path,
         env=os.environ | {"OMP_WAIT_POLICY": "passive"},
     )
     assert trained.returncode == 0, trained.stderr[-3000:]

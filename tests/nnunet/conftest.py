@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def _nnunet() -> None:
 def extension() -> str:
     """The folder that `mednext nnunet path` names."""
     command = [sys.executable, "-m", "mednext.cli", "nnunet", "path"]
-    line = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.strip()
+    # From a folder that does not hold the source.
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=tempfile.gettempdir())
+    line = done.stdout.strip()
     name, folder = line.removeprefix("export ").split("=", 1)
     assert name == "nnUNet_extTrainer"
     return folder

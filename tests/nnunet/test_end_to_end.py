@@ -19,7 +19,7 @@ def command(*words, **environment):
         [sys.executable, *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env=os.environ | {"COLUMNS": "200"} | environment,
         cwd=tempfile.gettempdir(),
     )
