@@ -111,6 +111,11 @@ def cache_file(device_name: str) -> Path:
     return (Path(folder) if folder else user / "mednext_ops" / "triton") / f"{name}.json"
 
 
+def _plain(way: Blocks) -> Any:
+    """As it is read back from a file."""
+    return json.loads(json.dumps(dataclasses.asdict(way)))
+
+
 class _Times:
     """What was found fastest on a device, in memory and in its file."""
 
@@ -134,11 +139,11 @@ class _Times:
     def fastest(self, name: str, ways: Sequence[Blocks]) -> Blocks | None:
         """What was kept under that name, if it still is one of the ways."""
         kept = self._found.get(name)
-        return next((way for way in ways if json.loads(json.dumps(dataclasses.asdict(way))) == kept), None)
+        return next((way for way in ways if _plain(way) == kept), None)
 
     def keep(self, name: str, way: Blocks) -> None:
         """Add to the file, with what other processes added meanwhile; one that cannot be written is done without."""
-        self._found = self._read() | self._found | {name: dataclasses.asdict(way)}
+        self._found = self._read() | self._found | {name: _plain(way)}
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self._file.parent, suffix=".tmp", delete=False) as part:

@@ -1,0 +1,52 @@
+"""The official network on the Triton kernels: outputs and every gradient, against float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+import mednext_ops as ops
+
+from ..emulation.test_network import OURS, THEIRS, add_errors, assert_no_worse, official_results, results
+from ..mednext.conftest import Golden
+
+
+def test_float32_gives_the_official_results(triton_backend):
+    golden = Golden.load("k3")
+    with ops.use_backend("triton"):
+        ours = results(OURS, golden)
+    errors: dict[str, list[tuple[float, float]]] = {}
+    add_errors(errors, ours, results(THEIRS, golden), official_results(golden))
+    assert_no_worse(errors)
+
+
+def test_bfloat16_autocast_is_no_worse_than_pytorch(triton_backend):
+    """With weights and an input of the emulated kernels' test."""
+    golden, seed = Golden.load("k3"), 301
+    drawn = torch.from_numpy(np.random.RandomState(seed + 1).standard_normal(golden.input.shape))
+    golden = replace(golden, seed=seed, input=drawn)
+    with ops.use_backend("triton"):
+        ours = results(OURS, golden, autocast=torch.bfloat16)
+    theirs = results(THEIRS, golden, autocast=torch.bfloat16)
+    errors: dict[str, list[tuple[float, float]]] = {}
+    add_errors(errors, ours, theirs, results(THEIRS, golden, torch.float64))
+    assert_no_worse(errors)
+
+
+def test_a_compiled_network_runs_it_without_a_graph_break(triton_backend):
+    torch.manual_seed(1)
+    x = torch.randn(1, 4, 4, 4, 6)
+    w, norm = torch.randn(4, 1, 3, 3, 3, requires_grad=True), torch.ones(4)
+    expand = torch.randn(8, 4)
+
+    def block(x):
+        return ops.mednext_block(x, w, None, norm, norm, expand, None, expand.t().contiguous(), None)
+
+    with ops.use_backend("triton"):
+        expected = block(x)
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")(x)
+        assert torch.equal(compiled, expected)
+        gradients = [torch.autograd.grad(y.sum(), w)[0] for y in (compiled, expected)]
+    assert torch.equal(*gradients)
