@@ -110,3 +110,16 @@ def test_every_op_is_served_by_it_when_forced(triton_backend, device):
         y = ops.inverted_bottleneck(x, mean, rstd, weight, weight, expand, None, expand.t().contiguous(), None)
         y.sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_the_tests_move_every_tensor_and_nothing_else():
+    """What lets checks on CPU tensors run on a GPU, shown with the meta device."""
+    from mednext_ops.backends.problem import GroupNormGradient
+
+    from .conftest import moved
+
+    x = torch.ones(2)
+    gradient = moved(GroupNormGradient(x, x, x, x, x), "meta")
+    assert isinstance(gradient, GroupNormGradient) and all(t.device.type == "meta" for t in gradient)
+    tensor, nothing, (inner, number) = moved((x, None, (x, 3)), "meta")
+    assert tensor.device.type == inner.device.type == "meta" and nothing is None and number == 3

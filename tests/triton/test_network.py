@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 import mednext_ops as ops
 
 from ..emulation.test_network import OURS, THEIRS, add_errors, assert_no_worse, official_results, results
 from ..mednext.conftest import Golden
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="it compares networks on the CPU, where only the interpreter runs the kernels"
+)
 
 
 def test_float32_gives_the_official_results(triton_backend):

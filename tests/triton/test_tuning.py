@@ -181,7 +181,7 @@ def test_64_bit_offsets_give_the_same_bits(triton_backend, monkeypatch):
     expected = run()
     from mednext_ops.backends.triton import launch
 
-    monkeypatch.setattr(launch, "_MOST", 0)
+    monkeypatch.setattr(launch, "_MOST", 0)  # needs_64_bits reads it at each call
     assert launch.needs_64_bits(x)
     assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
 
