@@ -89,7 +89,7 @@ struct Forward {
     template <int Rows, typename Function>
     __device__ static void for_each_piece(int rows, std::int64_t voxels, std::int64_t tile, Function&& function) {
         constexpr int kOfVoxel = Rows / 8;
-#pragma unroll
+#pragma unroll 1
         for (int first = 0; first < kVoxels * kOfVoxel; first += kWarpSize) {
             const int i = first + static_cast<int>(threadIdx.x) % kWarpSize;
             const int channel = i % kOfVoxel * 8;
@@ -241,6 +241,7 @@ struct Forward {
         if constexpr (ChannelsLast) {
 #pragma unroll
             for (int i = 0; i < 2 * kFragments * (O / 8); ++i) {  // eight channels, fragment, its half of the rows
+                if (i % (2 * kFragments) == 0) __syncwarp();      // else all of the residual is read first, and spills
                 const float* const sums = acc[i / 2 % kFragments][i / (2 * kFragments)] + 2 * (i % 2);
                 const int column = i / (2 * kFragments) * 8 + 2 * t;
                 T* const place = window + (i / 2 % kFragments * 16 + i % 2 * 8 + g) * pitch_of(O) + column;
