@@ -101,13 +101,13 @@ struct Backward {
                                  T* tile) {
         for_each_piece<Channels>(channels, [&](int row, int column) {
             const T* from = volume;
-            std::int64_t left;
+            int left;
             if constexpr (ChannelsLast) {
                 from += (begin + row) * channels + column;
                 left = begin + row < voxels ? channels - column : 0;
             } else {
                 from += row * voxels + begin + column;
-                left = voxels - begin - column;
+                left = static_cast<int>(min(voxels - begin, std::int64_t{kVoxels})) - column;
             }
             T* to = tile + row * pitch<Channels> + column;
             if (vectors) {
@@ -239,8 +239,6 @@ struct Backward {
         const T* const right = ChannelsLast ? expand : grad_hidden;
         const std::int64_t rows = ChannelsLast ? voxels - begin : channels;
         const std::int64_t columns = ChannelsLast ? channels : voxels - begin;
-        const std::int64_t step = ChannelsLast ? channels : voxels;
-        T* const first = grad + (ChannelsLast ? begin * channels : begin);
         const int warps = blockDim.x / kWarpSize;
         for (int i = threadIdx.x / kWarpSize; i < kRowsOfTile / kRows * kColumns; i += warps) {
             const int of_row = i / kColumns * kRows;
@@ -252,11 +250,12 @@ struct Backward {
             }
 #pragma unroll
             for (int j = 0; j < 4 * kFragments; ++j) {  // fragment, its half of the columns, its half of the rows
-                const std::int64_t row = of_row + j / 4 * 16 + j % 2 * 8 + lane / 4;
-                const std::int64_t column = of_column + j / 2 % 2 * 8 + lane % 4 * 2;
+                const int row = of_row + j / 4 * 16 + j % 2 * 8 + lane / 4;
+                const int column = of_column + j / 2 % 2 * 8 + lane % 4 * 2;
                 if (row >= rows) continue;
                 const float* values = acc[j / 4][j / 2 % 2] + 2 * (j % 2);
-                T* const to = first + row * step + column;
+                T* const to =
+                    grad + (ChannelsLast ? (begin + row) * channels + column : row * voxels + (begin + column));
                 const Vector<T, 2> pair{{from_float<T>(values[0]), from_float<T>(values[1])}};
                 if (pairs) {
                     if (column < columns) *reinterpret_cast<Vector<T, 2>*>(to) = pair;
@@ -383,8 +382,11 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
         load_vector({pass.gain + sample * real_hidden, ScalarType::float32}, real_hidden, gain, hidden);
         load_vector({pass.slope + sample * real_hidden, ScalarType::float32}, real_hidden, slope, hidden);
     }
-    for (int i = threadIdx.x; i < C; i += blockDim.x) {
-        norms[i] = i < channels ? norm_of(p.bottleneck, sample, i) : ChannelNorm{};
+    for (int i = threadIdx.x; i < channels; i += blockDim.x) {
+        norms[i] = norm_of(p.bottleneck, sample, i);
+    }
+    if constexpr (ChannelsLast) {
+        for (int i = channels + threadIdx.x; i < C; i += blockDim.x) norms[i] = ChannelNorm{};
     }
     __syncthreads();
 
