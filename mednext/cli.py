@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 
 NEEDED = {
     "demo": ("typer", "rich", "monai", "nibabel", "nilearn", "matplotlib", "psutil"),
@@ -31,6 +32,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    # MONAI and timm import torchvision where it is; that it cannot read pictures on this machine concerns nobody here.
+    warnings.filterwarnings("ignore", message="Failed to load image Python extension")
     if command:
         wait_passively()
     from mednext.commands import app
