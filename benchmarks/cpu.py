@@ -14,10 +14,8 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,9 +27,11 @@ import torch.nn.functional as F
 
 import mednext_ops as ops
 from mednext import create_mednext
+from mednext.bench.machine import provenance
+from mednext.bench.peak import peak_bytes
 from mednext.eager import EagerMedNeXt
 from mednext.variants import VARIANTS
-from mednext_ops import info, native
+from mednext_ops import native
 from mednext_ops.backends import ConvGeometry, cpu
 
 KERNEL_SIZES = (3, 5, 7)
@@ -155,19 +155,10 @@ def whole_networks(kernel_size: int, edge: int, rounds: int) -> list[dict[str, A
     return rows
 
 
-def _resident(field: str) -> int:
-    """VmRSS, what the process has in memory, or VmHWM, the most that it had, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(field))) * 1024
-
-
 def _peak(name: str, kernel_size: int, edge: int, sender: Any) -> None:
     network = networks(kernel_size)[name]
     x = torch.randn(1, 1, edge, edge, edge).contiguous(memory_format=FORMATS[name.split()[1]])
-    Path("/proc/self/clear_refs").write_text("5")  # the highest value starts anew
-    before = _resident("VmRSS")
-    step(network, x)
-    sender.send(_resident("VmHWM") - before)
+    sender.send(peak_bytes(lambda: step(network, x), x.device))
 
 
 def peak_memory(kernel_size: int, edge: int) -> dict[str, Any]:
@@ -199,20 +190,11 @@ def profile(kernel_size: int, edge: int) -> dict[str, Any]:
     return {"what": "profile", "kernel_size": kernel_size, "edge": edge, "self_seconds": seconds, "sgemm_around": rates}
 
 
-def provenance() -> dict[str, Any]:
-    """The machine, the versions, the commit and the command."""
-    revision = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    described = subprocess.run(revision, capture_output=True, text=True, check=False).stdout.strip()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+def source() -> dict[str, str]:
+    """The machine, the versions, the commit, the command and the instructions that the kernels use."""
     capability = os.environ.get("MEDNEXT_OPS_CPU_CAPABILITY") or native.cpu_capabilities()[0]
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "git": described or None,
-        "versions": info.collect()["versions"],
-        "machine": {"processor": model, "threads": torch.get_num_threads(), "capability": capability},
-    }
+    found = provenance(torch.device("cpu"), [])
+    return found | {"command": shlex.join(["python", *sys.argv]), "capability": capability}
 
 
 def show(row: dict[str, Any], rate: float) -> None:
@@ -279,10 +261,10 @@ def main() -> None:
             rows.append(peak_memory(kernel_size, arguments.edge))
             for row in rows[-3:]:
                 show(row, rate)
-    source = provenance() | {"sgemm_flops": rate}
+    origin: dict[str, Any] = source() | {"sgemm_flops": rate}
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps([row | source for row in rows], indent=1) + "\n")
+        arguments.output.write_text(json.dumps([row | origin for row in rows], indent=1) + "\n")
     if arguments.figure is not None and not arguments.profile:
         draw(rows, arguments.figure)
 
