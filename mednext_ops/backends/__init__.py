@@ -43,7 +43,8 @@ logger = logging.getLogger("mednext_ops")
 
 ENVIRONMENT_VARIABLE = "MEDNEXT_OPS_BACKEND"
 
-#: Tried in this order for a tensor on that type of device; any other device goes to the reference.
+#: Tried in this order for a tensor on that type of device; any other device goes to the reference. Triton stands in for
+#: the CUDA library where that is missing: what the library declines it leaves to PyTorch's products.
 DEFAULT_ORDER: dict[str, tuple[str, ...]] = {
     "cuda": ("cuda", "triton", "reference"),
     "cpu": ("cpu", "reference"),
@@ -163,7 +164,10 @@ def _first_taker(problem: Problem, forced: tuple[str, ...] | None) -> tuple[Any 
     declined = ""
     for name in order:
         module = _module(name)
-        reason = module.unavailable() or module.supports(problem)
+        if forced is None and name == "triton" and _module("cuda").unavailable() is None:
+            reason: str | None = "it stands in for the CUDA library, which is here"
+        else:
+            reason = module.unavailable() or module.supports(problem)
         if reason is None:
             return module, declined
         declined += f"{'; ' if declined else ''}{name}: {reason}"

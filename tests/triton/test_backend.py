@@ -30,7 +30,7 @@ def test_a_gpu_tensor_goes_to_cuda_then_triton_and_a_cpu_tensor_never_to_triton_
     assert "triton" not in backends.DEFAULT_ORDER["cpu"]
 
 
-def test_triton_takes_what_the_cuda_library_cannot(monkeypatch, triton_backend):
+def test_triton_stands_in_for_a_cuda_library_that_is_missing(monkeypatch, triton_backend):
     """A GPU's tensor on a machine without the CUDA library, asked as a problem: no GPU is needed to decide."""
     monkeypatch.setattr(backends._module("cuda"), "unavailable", lambda: "it was not built")
     backends._first_taker.cache_clear()
@@ -41,6 +41,21 @@ def test_triton_takes_what_the_cuda_library_cannot(monkeypatch, triton_backend):
     assert module.NAME == "triton" and declined == "cuda: it was not built"
     module, declined = backends._first_taker(Problem("group_norm", "cuda", torch.float64, SHAPE), None)
     assert module.NAME == "reference" and "triton: it has no kernel for torch.float64" in declined
+    backends._first_taker.cache_clear()
+
+
+def test_what_a_cuda_library_declines_goes_to_pytorch_and_to_triton_only_if_asked(monkeypatch, triton_backend):
+    cuda = backends._module("cuda")
+    monkeypatch.setattr(cuda, "unavailable", lambda: None)
+    monkeypatch.setattr(cuda, "supports", lambda problem: "too large")
+    monkeypatch.setattr(backend, "interpreted", lambda: False)
+    monkeypatch.setattr(backend, "unavailable", lambda: None)
+    backends._first_taker.cache_clear()
+    problem = Problem("group_norm", "cuda", torch.bfloat16, SHAPE)
+    module, declined = backends._first_taker(problem, None)
+    assert module.NAME == "reference"
+    assert declined == "cuda: too large; triton: it stands in for the CUDA library, which is here"
+    assert backends._first_taker(problem, ("cuda", "triton"))[0].NAME == "triton"
     backends._first_taker.cache_clear()
 
 
