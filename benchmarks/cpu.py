@@ -235,15 +235,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the rows as JSON into this file")
     parser.add_argument("--figure", type=Path, help="draw them into this PNG file")
-    parser.add_argument("--edge", type=int, default=64, help="of the networks' input, a multiple of 16")
+    parser.add_argument("--edge", type=int, default=64, help="of the networks' input, a multiple of 16 from 32 on")
     parser.add_argument("--rounds", type=int, default=3, help="of the networks' training step")
     parser.add_argument("--quick", action="store_true", help="the single ops alone")
     parser.add_argument(
         "--profile", action="store_true", help="only the profile of a training step, for each kernel size"
     )
     arguments = parser.parse_args()
-    if arguments.edge < 16 or arguments.edge % 16:
-        parser.error(f"--edge must be a multiple of 16, got {arguments.edge}")
+    if arguments.edge < 32 or arguments.edge % 16:
+        parser.error(f"--edge must be a multiple of 16 from 32 on, got {arguments.edge}")
     if cpu.unavailable() is not None:
         raise SystemExit(f"the CPU backend does not run here: {cpu.unavailable()}")
     rate = sgemm_rate()
