@@ -256,7 +256,7 @@ Tensor depthwise_conv3d_backward_weight(const Tensor& grad_output, const std::op
     const kernels::WeightGradientPlan plan = kernels::plan(problem, cpu::kernels().lanes);
     Tensor grad_weight = torch::stable::new_empty(input, {channels, 1, kernel_size[0], kernel_size[1], kernel_size[2]},
                                                   ScalarType::Float);
-    const std::unique_ptr<float[]> partial(new float[static_cast<std::size_t>(plan.partial_floats())]);
+    const cpu::AlignedFloats partial = cpu::aligned_floats(plan.partial_floats());
     run_tasks(problem, plan, [&](std::int64_t begin, std::int64_t end, float* scratch) {
         cpu::kernels().weight_gradient(problem, plan, begin, end, scratch, partial.get());
     });

@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -17,14 +16,10 @@ namespace mednext_ops::bindings {
 namespace {
 
 namespace kernels = mednext_ops::cpu::inverted_bottleneck;
-using Memory = std::unique_ptr<float[]>;
+using Memory = cpu::AlignedFloats;
 
 // Fewer multiplications than this are not worth a second thread.
 constexpr std::int64_t kOperationsPerThread = 1 << 18;
-
-Memory memory(std::int64_t floats) {
-    return Memory(new float[static_cast<std::size_t>(floats)]);
-}
 
 void require_vector(const char* op, const char* name, const Tensor& tensor, std::int64_t extent) {
     require_floating_type(op, name, tensor);
@@ -44,7 +39,7 @@ Memory packed(const Tensor& tensor, bool transposed, std::int64_t padded_columns
     const std::int64_t panel = 2 * cpu::kernels().lanes;
     const std::int64_t rows = matrix.size(transposed ? 1 : 0), columns = matrix.size(transposed ? 0 : 1);
     const std::int64_t row = transposed ? 1 : columns, column = transposed ? rows : 1;
-    Memory result = memory(padded_columns * rows);
+    Memory result = cpu::aligned_floats(padded_columns * rows);
     const float* source = static_cast<const float*>(matrix.const_data_ptr());
     const std::int64_t grain = std::max<std::int64_t>(1, 32768 / std::max<std::int64_t>(1, rows * panel));
     torch::stable::parallel_for(0, padded_columns / panel, grain, [&](std::int64_t begin, std::int64_t end) {
@@ -57,7 +52,7 @@ Memory packed(const Tensor& tensor, bool transposed, std::int64_t padded_columns
 Memory padded(const Tensor& tensor, std::int64_t columns, std::int64_t padded_columns) {
     const Tensor rows = floats(tensor).tensor;
     const std::int64_t count = columns == 0 ? 0 : rows.numel() / columns;
-    Memory result = memory(count * padded_columns);
+    Memory result = cpu::aligned_floats(count * padded_columns);
     const float* source = static_cast<const float*>(rows.const_data_ptr());
     for (std::int64_t i = 0; i < count; ++i) {
         std::copy_n(source + i * columns, columns, result.get() + i * padded_columns);
@@ -103,7 +98,7 @@ struct Bottleneck {
 
     static Memory bias(const std::optional<Tensor>& given, std::int64_t columns, std::int64_t padded_columns) {
         if (given.has_value()) return padded(*given, columns, padded_columns);
-        Memory zeros = memory(padded_columns);
+        Memory zeros = cpu::aligned_floats(padded_columns);
         std::fill_n(zeros.get(), padded_columns, 0.0f);
         return zeros;
     }
@@ -213,7 +208,7 @@ std::tuple<Tensor, Tensor, Tensor> inverted_bottleneck_response(const std::optio
     }
     const kernels::ResponseProblem problem{b.operands(), grad.has_value() ? grad->volume : cpu::Volume{}};
     const std::int64_t tasks = b.shape.batch * b.plan.slots;
-    const Memory slots = memory(tasks * b.plan.slot_floats());
+    const Memory slots = cpu::aligned_floats(tasks * b.plan.slot_floats());
     b.run(tasks, [&](std::int64_t begin, std::int64_t end, float* scratch) {
         cpu::kernels().bottleneck_response(problem, b.plan, begin, end, scratch, slots.get());
     });
@@ -247,7 +242,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> inverted_bottleneck_backward(
         b.operands(), read.volume,  expand_back.get(), compress_back.get(),
         slopes.get(), needs_hidden, needs_compress,    needs_data ? grad->volume : cpu::Volume{}};
     const std::int64_t tasks = b.shape.batch * b.plan.slots;
-    const Memory slots = memory(tasks * b.plan.slot_floats());
+    const Memory slots = cpu::aligned_floats(tasks * b.plan.slot_floats());
     b.run(tasks, [&](std::int64_t begin, std::int64_t end, float* scratch) {
         cpu::kernels().bottleneck_backward(problem, b.plan, begin, end, scratch, slots.get());
     });

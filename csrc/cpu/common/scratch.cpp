@@ -1,6 +1,5 @@
 #include "scratch.h"
 
-#include <memory>
 #include <new>
 
 namespace mednext_ops::cpu {
@@ -8,20 +7,24 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 
-struct Release {
-    void operator()(float* memory) const { ::operator delete[](memory, kAlignment); }
-};
-
 }  // namespace
 
+void ReleaseFloats::operator()(float* memory) const {
+    ::operator delete[](memory, kAlignment);
+}
+
+AlignedFloats aligned_floats(std::int64_t floats) {
+    const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
+    return AlignedFloats(static_cast<float*>(::operator new[](bytes, kAlignment)));
+}
+
 float* scratch(std::int64_t floats) {
-    thread_local std::unique_ptr<float[], Release> memory;
+    thread_local AlignedFloats memory;
     thread_local std::int64_t size = 0;
     if (floats > size) {
         size = 0;
         memory.reset();
-        memory.reset(
-            static_cast<float*>(::operator new[](static_cast<std::size_t>(floats) * sizeof(float), kAlignment)));
+        memory = aligned_floats(floats);
         size = floats;
     }
     return memory.get();

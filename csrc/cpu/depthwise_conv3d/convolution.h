@@ -22,7 +22,7 @@ struct ConvolutionProblem {
     const float* bias;    // [C] or null
     Volume output;        // [N, C, D', H', W']
     Volume add;           // of the output's shape and type; data is null if there is none
-    // Where given, the moments of the output as it is stored: [N, C, moments_per_channel()].
+    // Where given, the moments of the output as it is stored: [N, C, moments_per_channel()]. Not with `add`.
     Moments* moments;
 };
 

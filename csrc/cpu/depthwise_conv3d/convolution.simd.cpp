@@ -281,9 +281,8 @@ class Task {
             walk(voxel, count, [&](int i, std::int64_t offset) { block[i] = load(results_ + offset); });
             for (std::int64_t i = count; i < kLanes; ++i) block[i] = Vector{};
             if (p_.add.data != nullptr) {
-                Vector add[kLanes];
-                load_block<T>(p_.add, sample_, channel_, first + voxel, count, add);
-                for (int i = 0; i < kLanes; ++i) block[i] += add[i];
+                store_sum<T>(p_.output, p_.add, sample_, channel_, first + voxel, count, block);
+                return;
             }
             if (p_.moments != nullptr) {
                 for (int i = 0; i < kLanes; ++i) block[i] = rounded_to<T>(block[i]);

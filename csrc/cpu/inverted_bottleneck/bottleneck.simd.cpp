@@ -36,19 +36,25 @@ class Tile {
         rows_ = (span_.count + kProductRows - 1) / kProductRows * kProductRows;
     }
 
-    // The expansion before GELU, into the hidden buffer. GroupNorm's weight is not folded into the expansion's: a
-    // weight rounded once more errs the same way at every voxel, and the sums over the voxels would show it.
+    // The expansion before GELU, into the hidden buffer; the normalised input stays in its own if it is wanted later.
+    // GroupNorm's weight is not folded into the expansion's: a weight rounded once more errs the same way at every
+    // voxel, and the sums over the voxels would show it.
+    template <bool kKeepNormalized>
     void expand() {
         const std::int64_t statistics = span_.sample * o_.shape.channels;
-        read_tile<T>(o_.input, span_, rows_, plan_.channels, normalized_,
+        float* affine = grad_normalized_;
+        read_tile<T>(o_.input, span_, rows_, plan_.channels, kKeepNormalized ? normalized_ : affine,
                      [&](Vector(&block)[kLanes], std::int64_t channel) {
                          const std::int64_t channels = at_most(kLanes, o_.shape.channels - channel);
                          const Vector mean = load_first(o_.mean + statistics + channel, channels);
                          const Vector rstd = load_first(o_.rstd + statistics + channel, channels);
                          for (int i = 0; i < kLanes; ++i) block[i] = (block[i] - mean) * rstd;
+                         if (kKeepNormalized) return;
+                         const Vector weight = load_first(o_.norm_weight + channel, channels);
+                         const Vector bias = load_first(o_.norm_bias + channel, channels);
+                         for (int i = 0; i < kLanes; ++i) block[i] = fma(block[i], weight, bias);
                      });
-        float* affine = grad_normalized_;
-        for (std::int64_t channel = 0; channel < o_.shape.channels; channel += kLanes) {
+        for (std::int64_t channel = 0; kKeepNormalized && channel < o_.shape.channels; channel += kLanes) {
             const std::int64_t channels = at_most(kLanes, o_.shape.channels - channel);
             const Vector weight = load_first(o_.norm_weight + channel, channels);
             const Vector bias = load_first(o_.norm_bias + channel, channels);
@@ -84,13 +90,7 @@ class Tile {
     void compress(const ForwardProblem& p) {
         multiply<Start::bias>(rows_, plan_.outputs, o_.shape.hidden, {hidden_, plan_.hidden, 1},
                               packed(p.compress, o_.shape.hidden), p.compress_bias, {outputs_, plan_.outputs});
-        write_tile<T>(p.output, span_, plan_.outputs, outputs_,
-                      [&](Vector(&block)[kLanes], std::int64_t channel, std::int64_t voxel, std::int64_t count) {
-                          if (p.residual.data == nullptr) return;
-                          Vector residual[kLanes];
-                          load_block<T>(p.residual, span_.sample, channel, voxel, count, residual);
-                          for (int i = 0; i < kLanes; ++i) block[i] += residual[i];
-                      });
+        write_tile<T>(p.output, p.residual, span_, plan_.outputs, outputs_);
     }
 
     void read_gradient(const Volume& grad_output) {
@@ -142,8 +142,7 @@ class Tile {
     void write_gradient(const BackwardProblem& p) {
         multiply<Start::zero>(rows_, plan_.channels, o_.shape.hidden, {grad_hidden_, plan_.hidden, 1},
                               packed(p.expand_back, o_.shape.hidden), nullptr, {grad_normalized_, plan_.channels});
-        write_tile<T>(p.grad, span_, plan_.channels, grad_normalized_,
-                      [](Vector(&)[kLanes], std::int64_t, std::int64_t, std::int64_t) {});
+        write_tile<T>(p.grad, {}, span_, plan_.channels, grad_normalized_);
     }
 
   private:
@@ -174,7 +173,7 @@ void bottleneck(const ForwardProblem& p, const Plan& plan, std::int64_t begin, s
         Tile<T> tile(p.operands, plan, scratch);
         for (std::int64_t task = begin; task < end; ++task) {
             tile.start(task / plan.tiles, task % plan.tiles);
-            tile.expand();
+            tile.template expand<false>();
             tile.activate();
             if (p.operands.gain != nullptr) tile.scale_hidden();
             tile.compress(p);
@@ -188,7 +187,7 @@ void bottleneck_response(const ResponseProblem& p, const Plan& plan, std::int64_
         Tile<T> tile(p.operands, plan, scratch);
         for_each_tile(plan, begin, end, slots, [&](std::int64_t sample, std::int64_t number, float* slot) {
             tile.start(sample, number);
-            tile.expand();
+            tile.template expand<false>();
             tile.activate();
             tile.sum_squares(slot);
             if (p.grad_output.data == nullptr) return;
@@ -204,7 +203,7 @@ void bottleneck_backward(const BackwardProblem& p, const Plan& plan, std::int64_
         Tile<T> tile(p.operands, plan, scratch);
         for_each_tile(plan, begin, end, slots, [&](std::int64_t sample, std::int64_t number, float* slot) {
             tile.start(sample, number);
-            tile.expand();
+            tile.template expand<true>();
             tile.activate_with_slope();
             tile.read_gradient(p.grad_output);
             if (p.needs_compress) tile.sum_compression(slot);

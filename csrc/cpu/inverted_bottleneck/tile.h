@@ -31,18 +31,21 @@ MEDNEXT_OPS_INLINE void read_tile(const Volume& volume, const Span& span, std::i
     }
 }
 
-// function(block, channel, voxel, count) may change what is written.
-template <typename T, typename Function>
-MEDNEXT_OPS_INLINE void write_tile(const Volume& volume, const Span& span, std::int64_t width, const float* from,
-                                   Function&& function) {
+// Writes a tile, or the sum of it and of `add`, if there is one.
+template <typename T>
+MEDNEXT_OPS_INLINE void write_tile(const Volume& volume, const Volume& add, const Span& span, std::int64_t width,
+                                   const float* from) {
     for (std::int64_t channel = 0; channel < volume.channels; channel += kLanes) {
         for_each_block(span.count, [&](std::int64_t voxel, std::int64_t count, std::int64_t) {
             Vector block[kLanes];
             for (int i = 0; i < kLanes; ++i) {
                 block[i] = i < count ? load(from + (voxel + i) * width + channel) : Vector{};
             }
-            function(block, channel, span.first + voxel, count);
-            store_block<T>(volume, span.sample, channel, span.first + voxel, count, block);
+            if (add.data == nullptr) {
+                store_block<T>(volume, span.sample, channel, span.first + voxel, count, block);
+            } else {
+                store_sum<T>(volume, add, span.sample, channel, span.first + voxel, count, block);
+            }
         });
     }
 }

@@ -8,10 +8,6 @@
 namespace mednext_ops::cpu::MEDNEXT_OPS_CAPABILITY {
 namespace {
 
-MEDNEXT_OPS_INLINE std::int64_t at_most(std::int64_t a, std::int64_t b) {
-    return a < b ? a : b;
-}
-
 // The first `count` lanes; the others are zero.
 template <typename T>
 MEDNEXT_OPS_INLINE Vector load_first(const T* from, std::int64_t count) {
@@ -82,6 +78,25 @@ MEDNEXT_OPS_INLINE void store_block(const Volume& volume, std::int64_t sample, s
         return;
     }
     for (int i = 0; i < channels; ++i) store_first(to + i * volume.voxels, block[i], count);
+}
+
+// The sum of a block and the same block of `add`, which is added as it lies: where both volumes are contiguous, after
+// the transposition.
+template <typename T>
+MEDNEXT_OPS_INLINE void store_sum(const Volume& volume, const Volume& add, std::int64_t sample, std::int64_t channel,
+                                  std::int64_t voxel, std::int64_t count, Vector (&block)[kLanes]) {
+    if (volume.channels_last || add.channels_last || count < kLanes || volume.channels - channel < kLanes) {
+        Vector other[kLanes];
+        load_block<T>(add, sample, channel, voxel, count, other);
+        for (int i = 0; i < kLanes; ++i) block[i] += other[i];
+        return store_block<T>(volume, sample, channel, voxel, count, block);
+    }
+    transpose(block);
+    const std::int64_t first = (sample * volume.channels + channel) * volume.voxels + voxel;
+    const T* from = static_cast<const T*>(add.data) + first;
+    T* to = static_cast<T*>(volume.data) + first;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) store(to + i * volume.voxels, block[i] + load(from + i * volume.voxels));
 }
 
 // Reads blocks of one sample and one block of channels of a Source, its affine map applied.

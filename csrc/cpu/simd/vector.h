@@ -36,8 +36,13 @@ typedef std::uint16_t Halves __attribute__((vector_size(kLanes * 2)));
 
 #define MEDNEXT_OPS_INLINE inline __attribute__((always_inline))
 
+MEDNEXT_OPS_INLINE std::int64_t at_most(std::int64_t a, std::int64_t b) {
+    return a < b ? a : b;
+}
+
 MEDNEXT_OPS_INLINE Vector broadcast(float value) {
-    return Vector{} + value;
+    // Nothing subtracted is nothing done. Added to zero it would be: -0 becomes 0, and the compiler must add.
+    return value - Vector{};
 }
 
 MEDNEXT_OPS_INLINE Vector load(const float* from) {
@@ -69,9 +74,57 @@ MEDNEXT_OPS_INLINE Vector absolute(Vector value) {
     return (Vector)((Words)value & 0x7fffffffu);
 }
 
-// The smaller one; b where either is NaN.
-MEDNEXT_OPS_INLINE Vector minimum(Vector a, Vector b) {
-    return a < b ? a : b;
+// The nearest number to it between -limit and limit; NaN stays NaN.
+MEDNEXT_OPS_INLINE Vector within(Vector value, float limit) {
+    const Vector low = broadcast(-limit), high = broadcast(limit);
+#if defined(__AVX512F__)
+    // These instructions give the second operand where one is NaN.
+    return (Vector)_mm512_maskz_max_ps(0xffff, (__m512)low, _mm512_maskz_min_ps(0xffff, (__m512)high, (__m512)value));
+#elif defined(__AVX2__)
+    return (Vector)_mm256_max_ps((__m256)low, _mm256_min_ps((__m256)high, (__m256)value));
+#else
+    const Vector below = high < value ? high : value;
+    return low > below ? low : below;
+#endif
+}
+
+struct Square {
+    Vector rounded, rest;
+};
+
+// value^2 = rounded + rest, to twice a float's digits.
+MEDNEXT_OPS_INLINE Square exact_square(Vector value) {
+#if defined(__AVX2__)
+    const Vector rounded = value * value;
+    return {rounded, fma(value, value, -rounded)};
+#else
+    const Vector high = (Vector)((Words)value & 0xfffff000u);  // few enough digits for an exact square
+    return {high * high, (value - high) * (value + high)};
+#endif
+}
+
+// numerator / denominator to one unit in the last place, for denominators between 1 and 2^100.
+MEDNEXT_OPS_INLINE Vector quotient(Vector numerator, Vector denominator) {
+#if defined(__AVX512F__)
+    // A division takes as long as sixteen multiplications. 14 bits of the reciprocal, and a correction, take five.
+    const Vector reciprocal = (Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)denominator);
+    const Vector near = numerator * reciprocal;
+    return fma(fma(-denominator, near, numerator), reciprocal, near);
+#else
+    return numerator / denominator;
+#endif
+}
+
+// value * 2^exponent, rounded to a subnormal number or zero where it is that small; -200 <= exponent <= 0 is whole.
+MEDNEXT_OPS_INLINE Vector times_power_of_two(Vector value, Vector exponent) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_maskz_scalef_ps(0xffff, (__m512)value, (__m512)exponent);
+#else
+    // In two steps, each of them a power that is a normal number.
+    const Ints whole = __builtin_convertvector(exponent, Ints);
+    const Ints half = whole >> 1;
+    return value * (Vector)((half + 127) << 23) * (Vector)((whole - half + 127) << 23);
+#endif
 }
 
 // Sixteen bits a lane, to floats and back: exact, and rounded to nearest even.
