@@ -25,6 +25,7 @@ from mednext.arguments import (
     stride_per_axis,
 )
 from mednext.fusable import why_not_fusable
+from mednext.pointwise import HEAD
 
 __all__ = ["LayerNorm", "MedNeXtBlock", "MedNeXtDownBlock", "MedNeXtUpBlock", "OutBlock"]
 
@@ -255,8 +256,8 @@ class OutBlock(nn.Module):
 
     def __init__(self, in_channels: int, n_classes: int, dim: str = "3d") -> None:
         super().__init__()
-        self.conv_out = CONV_TRANSPOSE[spatial_axes(dim)](
-            positive_int("in_channels", in_channels), positive_int("n_classes", n_classes), kernel_size=1
+        self.conv_out = HEAD[spatial_axes(dim)](
+            positive_int("in_channels", in_channels), positive_int("n_classes", n_classes)
         )
 
     def forward(self, x: torch.Tensor, dummy_tensor: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mednext.arguments import RECOMPUTE, PerAxis, kernel_per_axis, one_of, positive_int, spatial_axes, stride_per_axis
-from mednext.blocks import CONV, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, OutBlock
+from mednext.blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, OutBlock
+from mednext.pointwise import STEM
 
 __all__ = ["MedNeXt"]
 
@@ -107,7 +108,7 @@ class MedNeXt(nn.Module):
                 )
             )
 
-        self.stem = CONV[axes](positive_int("in_channels", in_channels), n_channels, kernel_size=1)
+        self.stem = STEM[axes](positive_int("in_channels", in_channels), n_channels)
         for i in range(LEVELS):
             self.add_module(f"enc_block_{i}", stage(i, i, enc_kernels[i]))
             down_grn = grn == "all" if i == 0 else bool(grn)
