@@ -57,6 +57,9 @@ class MedNeXt(nn.Module):
         >>> net(torch.zeros(1, 1, 32, 32, 32)).shape
         torch.Size([1, 3, 32, 32, 32])
 
+    It computes in the memory format of its input, and in channels_last_3d where ``.to(memory_format=...)`` has moved it
+    there: an input of one channel is in both formats.
+
     The heads ``out_1`` to ``out_4`` exist always, and :attr:`deep_supervision` switches them at any time. Until it is
     first switched on their parameters are frozen, so that distributed training finds no parameter without a gradient,
     and a state dict without them loads strictly.
@@ -142,7 +145,7 @@ class MedNeXt(nn.Module):
             TypeError: an input that is no tensor of floating-point numbers.
         """
         self._check(x)
-        x = self.stem(x)
+        x = self._in_weights_format(self.stem(x))
         skips = []
         for i in range(LEVELS):
             x = self._stage(f"enc_block_{i}", x)
@@ -156,6 +159,13 @@ class MedNeXt(nn.Module):
             if self._deep_supervision or i == 0:
                 deep.append(getattr(self, f"out_{i}")(x))
         return deep[::-1] if self._deep_supervision else deep[0]
+
+    def _in_weights_format(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` in channels_last where the network was moved to it: an input of one channel does not tell."""
+        weight = self.enc_block_0[0].conv1.weight
+        if weight.stride(1) != 1 or weight[0].numel() == 1:
+            return x
+        return x.contiguous(memory_format=torch.channels_last_3d if x.dim() == 5 else torch.channels_last)
 
     def _stage(self, name: str, x: torch.Tensor) -> torch.Tensor:
         for block in getattr(self, name):

@@ -172,6 +172,18 @@ def test_autocast_keeps_parameters_and_their_gradients_in_float32(tiny, dtype):
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in network.parameters())
 
 
+@pytest.mark.parametrize(("dim", "memory_format"), [("3d", torch.channels_last_3d), ("2d", torch.channels_last)])
+def test_a_network_moved_to_channels_last_computes_in_it(tiny, filled, dim, memory_format):
+    network = filled(MedNeXt(**tiny, dim=dim), 0)
+    x = image(1, 1, *(16, 16, 32)[: len(network.total_stride)])
+    expected = network(x)
+    seen = []
+    network.to(memory_format=memory_format)
+    network.enc_block_1[0].register_forward_hook(lambda _module, _input, output: seen.append(output))
+    torch.testing.assert_close(network(x), expected)
+    assert seen and all(y.is_contiguous(memory_format=memory_format) and not y.is_contiguous() for y in seen)
+
+
 @pytest.mark.gpu
 def test_a_float16_training_step_with_a_gradient_scaler(tiny):
     network = MedNeXt(**tiny, deep_supervision=True).cuda().to(memory_format=torch.channels_last_3d)
