@@ -1,5 +1,6 @@
 // One task: planes come into the ring, rows of outputs are computed from it, results go out through blocks.
 #include "../dispatch/kernels.h"
+#include "../simd/fetch.h"
 #include "ring.h"
 #include "row_tile.h"
 
@@ -68,46 +69,51 @@ MEDNEXT_OPS_INLINE void outputs_of_any(const Phase& phase, const Row* rows, std:
     for (int t = 0; t < kOutputs; ++t) store(to + t * phase.step * kLanes, sums[t]);
 }
 
+// Lines of what comes next that are fetched with each block of outputs: as many as three volumes have there.
+constexpr std::int64_t kFetchedLines = 3 * kOutputs;
+
 // All outputs of a phase in a tile of output rows; `starts` has the first entry in `rows` of each, and the end.
 // Rows are the inner loop: the next one meets most of the inputs again, which are then still in the first-level cache.
 template <typename Block>
 MEDNEXT_OPS_INLINE void for_each_output(const Phase& phase, const Row* rows, const std::int64_t* starts,
                                         std::int64_t row_count, float* to, std::int64_t width, std::int64_t block,
-                                        Block&& outputs) {
+                                        Fetch& fetch, Block&& outputs) {
     for (std::int64_t first = 0; first < phase.count; first += block) {
         for (std::int64_t row = 0; row < row_count; ++row) {
             float* at = to + (row * width + phase.first + first * phase.step) * kLanes;
             outputs(rows + starts[row], starts[row + 1] - starts[row], first, at);
+            fetch.some(kFetchedLines);
         }
     }
 }
 
 template <int kTaps, int kStep>
 void compute(const Phase& phase, const Row* rows, const std::int64_t* starts, std::int64_t row_count, Vector bias,
-             float* to, std::int64_t width) {
+             float* to, std::int64_t width, Fetch& fetch) {
     constexpr int kHalf = kOutputs / 2;
     if (phase.count <= kHalf) {
-        for_each_output(phase, rows, starts, row_count, to, width, kHalf,
+        for_each_output(phase, rows, starts, row_count, to, width, kHalf, fetch,
                         [&](const Row* r, std::int64_t count, std::int64_t first, float* at) {
                             outputs_of<kHalf, kTaps, kStep>(r, count, first, bias, at, phase.step);
                         });
         return;
     }
-    for_each_output(phase, rows, starts, row_count, to, width, kOutputs,
+    for_each_output(phase, rows, starts, row_count, to, width, kOutputs, fetch,
                     [&](const Row* r, std::int64_t count, std::int64_t first, float* at) {
                         outputs_of<kOutputs, kTaps, kStep>(r, count, first, bias, at, phase.step);
                     });
 }
 
 void compute_any(const Phase& phase, const Row* rows, const std::int64_t* starts, std::int64_t row_count, Vector bias,
-                 float* to, std::int64_t width) {
-    for_each_output(phase, rows, starts, row_count, to, width, kOutputs,
+                 float* to, std::int64_t width, Fetch& fetch) {
+    for_each_output(phase, rows, starts, row_count, to, width, kOutputs, fetch,
                     [&](const Row* r, std::int64_t count, std::int64_t first, float* at) {
                         outputs_of_any(phase, r, count, first, bias, at);
                     });
 }
 
-using Compute = void (*)(const Phase&, const Row*, const std::int64_t*, std::int64_t, Vector, float*, std::int64_t);
+using Compute = void (*)(const Phase&, const Row*, const std::int64_t*, std::int64_t, Vector, float*, std::int64_t,
+                         Fetch&);
 
 // Kernels of 3, 5 and 7 at stride 1 and 2; and the parts of 1 to 4 taps that a stride of 2 leaves of them in
 // scattering.
@@ -219,10 +225,11 @@ class Task {
         for (std::int64_t plane = plane_task_ * plan_.planes_per_task; plane < end; ++plane) {
             const Range planes = inputs_of(depth, plane, plane + 1);
             if (rows.begin < rows.end && planes.begin < planes.end) ring_.require(reader, planes.begin, planes.end);
+            fetch_next(rows, planes.end, plane + 1);
             const float* weights = weights_;
             for (const Phase& phase : plan_.phases) {
                 list_rows(phase, plane, weights);
-                compute_for(phase)(phase, rows_, starts_, row_count_, bias, results_, plan_.output_width);
+                compute_for(phase)(phase, rows_, starts_, row_count_, bias, results_, plan_.output_width, fetch_);
                 weights += depth.kernel * height.kernel * phase.taps * kLanes;
             }
             write_plane(plane, sums);
@@ -235,6 +242,20 @@ class Task {
     }
 
   private:
+    // While this plane is worked on, fetches `rows` of the next input plane and what is added to the next output plane.
+    void fetch_next(const Range& rows, std::int64_t plane, std::int64_t output_plane) {
+        const auto& [depth, height, width] = p_.axes;
+        const std::int64_t first = (plane * height.input + rows.begin) * width.input;
+        const std::int64_t count = (rows.end - rows.begin) * width.input;
+        fetch_.restart();
+        fetch_.template add<T>(p_.input.values, sample_, channel_, kLanes, first, count);
+        if (p_.input.scale != nullptr) {
+            fetch_.template add<T>(p_.input.output, sample_, channel_, kLanes, first, count);
+        }
+        fetch_.template add<T>(p_.add, sample_, channel_, kLanes,
+                               (output_plane * height.output + first_row_) * width.output, row_count_ * width.output);
+    }
+
     // [phase][kd][kh][tap of the phase][lane]
     void order_weights() {
         const auto& [depth, height, width] = p_.axes;
@@ -295,6 +316,7 @@ class Task {
     const ConvolutionProblem& p_;
     const ConvolutionPlan& plan_;
     Ring ring_;
+    Fetch fetch_;
     float* results_;
     float* weights_;
     Row* rows_;

@@ -1,5 +1,6 @@
 // Tile by tile: read, expand, GELU, compress, write; and back.
 #include "../dispatch/kernels.h"
+#include "../simd/fetch.h"
 #include "../simd/gelu.h"
 #include "../simd/product.h"
 #include "tile.h"
@@ -36,6 +37,14 @@ class Tile {
         rows_ = (span_.count + kProductRows - 1) / kProductRows * kProductRows;
     }
 
+    // While this tile is worked on, fetches what the next one reads: its input and the same voxels of `other`.
+    void fetch_next(const Volume& other) {
+        const std::int64_t first = span_.first + plan_.tile_voxels;
+        fetch_.restart();
+        fetch_.template add<T>(o_.input, span_.sample, 0, o_.shape.channels, first, plan_.tile_voxels);
+        fetch_.template add<T>(other, span_.sample, 0, other.channels, first, plan_.tile_voxels);
+    }
+
     // The expansion before GELU, into the hidden buffer; the normalised input stays in its own if it is wanted later.
     // GroupNorm's weight is not folded into the expansion's: a weight rounded once more errs the same way at every
     // voxel, and the sums over the voxels would show it.
@@ -64,7 +73,7 @@ class Tile {
             }
         }
         multiply<Start::bias>(rows_, plan_.hidden, o_.shape.channels, {affine, plan_.channels, 1},
-                              packed(o_.expand, o_.shape.channels), o_.expand_bias, {hidden_, plan_.hidden});
+                              packed(o_.expand, o_.shape.channels), o_.expand_bias, {hidden_, plan_.hidden}, fetch_);
     }
 
     void activate() {
@@ -89,7 +98,7 @@ class Tile {
 
     void compress(const ForwardProblem& p) {
         multiply<Start::bias>(rows_, plan_.outputs, o_.shape.hidden, {hidden_, plan_.hidden, 1},
-                              packed(p.compress, o_.shape.hidden), p.compress_bias, {outputs_, plan_.outputs});
+                              packed(p.compress, o_.shape.hidden), p.compress_bias, {outputs_, plan_.outputs}, fetch_);
         write_tile<T>(p.output, p.residual, span_, plan_.outputs, outputs_);
     }
 
@@ -107,13 +116,13 @@ class Tile {
                         [](Vector value) { return value; });
         multiply<Start::sum>(plan_.outputs, plan_.hidden, span_.count, {outputs_, 1, plan_.outputs},
                              {hidden_, plan_.hidden, kProductColumns}, nullptr,
-                             {slot + plan_.output_hidden(), plan_.hidden});
+                             {slot + plan_.output_hidden(), plan_.hidden}, fetch_);
     }
 
     // The gradient of the expansion before GELU, from that of the output.
     void gradient_of_expansion(const BackwardProblem& p) {
         multiply<Start::zero>(rows_, plan_.hidden, o_.shape.outputs, {outputs_, plan_.outputs, 1},
-                              packed(p.compress_back, o_.shape.outputs), nullptr, {grad_hidden_, plan_.hidden});
+                              packed(p.compress_back, o_.shape.outputs), nullptr, {grad_hidden_, plan_.hidden}, fetch_);
         if (o_.gain == nullptr) {
             for (std::int64_t i = 0; i < rows_ * plan_.hidden; i += kLanes) {
                 store(grad_hidden_ + i, load(grad_hidden_ + i) * load(slope_ + i));
@@ -136,12 +145,13 @@ class Tile {
                         [](Vector value) { return value; });
         multiply<Start::sum>(plan_.channels, plan_.hidden, span_.count, {normalized_, 1, plan_.channels},
                              {grad_hidden_, plan_.hidden, kProductColumns}, nullptr,
-                             {slot + plan_.hidden_normalized(), plan_.hidden});
+                             {slot + plan_.hidden_normalized(), plan_.hidden}, fetch_);
     }
 
     void write_gradient(const BackwardProblem& p) {
         multiply<Start::zero>(rows_, plan_.channels, o_.shape.hidden, {grad_hidden_, plan_.hidden, 1},
-                              packed(p.expand_back, o_.shape.hidden), nullptr, {grad_normalized_, plan_.channels});
+                              packed(p.expand_back, o_.shape.hidden), nullptr, {grad_normalized_, plan_.channels},
+                              fetch_);
         write_tile<T>(p.grad, {}, span_, plan_.channels, grad_normalized_);
     }
 
@@ -150,6 +160,7 @@ class Tile {
     const Plan& plan_;
     float *normalized_, *grad_normalized_, *outputs_, *hidden_, *slope_, *grad_hidden_;
     Span span_ = {};
+    Fetch fetch_;
     std::int64_t rows_ = 0;  // voxels, and zeros up to a whole block of results
 };
 
@@ -173,6 +184,7 @@ void bottleneck(const ForwardProblem& p, const Plan& plan, std::int64_t begin, s
         Tile<T> tile(p.operands, plan, scratch);
         for (std::int64_t task = begin; task < end; ++task) {
             tile.start(task / plan.tiles, task % plan.tiles);
+            tile.fetch_next(p.residual);
             tile.template expand<false>();
             tile.activate();
             if (p.operands.gain != nullptr) tile.scale_hidden();
@@ -187,6 +199,7 @@ void bottleneck_response(const ResponseProblem& p, const Plan& plan, std::int64_
         Tile<T> tile(p.operands, plan, scratch);
         for_each_tile(plan, begin, end, slots, [&](std::int64_t sample, std::int64_t number, float* slot) {
             tile.start(sample, number);
+            tile.fetch_next(p.grad_output);
             tile.template expand<false>();
             tile.activate();
             tile.sum_squares(slot);
@@ -203,6 +216,7 @@ void bottleneck_backward(const BackwardProblem& p, const Plan& plan, std::int64_
         Tile<T> tile(p.operands, plan, scratch);
         for_each_tile(plan, begin, end, slots, [&](std::int64_t sample, std::int64_t number, float* slot) {
             tile.start(sample, number);
+            tile.fetch_next(p.grad_output);
             tile.template expand<true>();
             tile.activate_with_slope();
             tile.read_gradient(p.grad_output);

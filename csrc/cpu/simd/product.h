@@ -2,10 +2,11 @@
 //
 // kProductRows x kProductColumns results are held in registers; a step in k loads two registers of `right` and
 // broadcasts kProductRows numbers of `left`, whose two strides make the same kernel serve left and its transpose. All
-// sizes but K are whole numbers of those, so there are no edges: tiles are padded.
+// sizes but K are whole numbers of those, so there are no edges: tiles are padded. What the next tile reads is fetched
+// meanwhile.
 #pragma once
 
-#include "vector.h"
+#include "fetch.h"
 
 namespace mednext_ops::cpu::MEDNEXT_OPS_CAPABILITY {
 namespace {
@@ -40,8 +41,10 @@ constexpr std::int64_t kProductDepth = 128;
 
 template <Start kStart>
 MEDNEXT_OPS_INLINE void multiply_panel(std::int64_t rows, std::int64_t n, std::int64_t depth, Left left,
-                                       const float* panel, std::int64_t right_depth, const float* bias, Result result) {
+                                       const float* panel, std::int64_t right_depth, const float* bias, Result result,
+                                       Fetch& fetch) {
     for (std::int64_t m = 0; m < rows; m += kProductRows) {
+        fetch.some(depth / 4);  // a line in the time of 64 multiplications
         float* to = result.data + m * result.row + n;
         Vector sums[kProductRows][2];
 #pragma GCC unroll 8
@@ -78,14 +81,14 @@ MEDNEXT_OPS_INLINE void multiply_panel(std::int64_t rows, std::int64_t n, std::i
 
 template <Start kStart>
 void multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, Left left, Right right, const float* bias,
-              Result result) {
+              Result result, Fetch& fetch) {
     for (std::int64_t n = 0; n < columns; n += kProductColumns) {
         const float* panel = right.data + n / kProductColumns * right.panel;
-        multiply_panel<kStart>(rows, n, at_most(depth, kProductDepth), left, panel, right.depth, bias, result);
+        multiply_panel<kStart>(rows, n, at_most(depth, kProductDepth), left, panel, right.depth, bias, result, fetch);
         for (std::int64_t k = kProductDepth; k < depth; k += kProductDepth) {
             const Left rest{left.data + k * left.depth, left.row, left.depth};
             multiply_panel<Start::sum>(rows, n, at_most(depth - k, kProductDepth), rest, panel + k * right.depth,
-                                       right.depth, nullptr, result);
+                                       right.depth, nullptr, result, fetch);
         }
     }
 }
