@@ -132,6 +132,11 @@ def _plan(
         return artefacts.cpu(ninja_file, root, build, compiler, torch)
     if isinstance(nvcc, Missing):
         return nvcc
+    if settings.mode == "auto" and not torch.has_cuda:
+        # Seven architectures take many times as long as everything else, and nothing here could load them.
+        return Missing(
+            "this torch is without CUDA", f"install a torch with CUDA, or set MEDNEXT_OPS_BUILD=cuda, then {REINSTALL}"
+        )
     known, unknown = split_known(parse_architectures(settings.architectures), nvcc.architectures)
     if unknown:
         names = ", ".join(map(str, unknown))

@@ -23,8 +23,8 @@ class Settings:
     """What was asked for.
 
     Attributes:
-        mode: MEDNEXT_OPS_BUILD. "auto": whatever the machine can build; "cuda", "cpu": that library (and, for "cuda",
-            the CPU's too) or an error; "none": no native part.
+        mode: MEDNEXT_OPS_BUILD. "auto": whatever the machine can build and its torch can load; "cuda", "cpu": that
+            library (and, for "cuda", the CPU's too) or an error; "none": no native part.
         architectures: MEDNEXT_OPS_CUDA_ARCHS, separated by semicolons, commas or spaces; "+PTX" after one adds PTX.
         max_jobs: MAX_JOBS, how many compilers run at once.
     """

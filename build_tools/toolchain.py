@@ -80,6 +80,7 @@ class Torch:
 
     root: Path
     version: str
+    has_cuda: bool
 
     @property
     def include(self) -> Path:
@@ -165,7 +166,7 @@ def find_torch(directories: Iterable[Path]) -> Torch | Missing:
         if match is None:
             continue
         if (int(match[2]), int(match[3])) >= MINIMUM_TORCH:
-            return Torch(root, match[1])
+            return Torch(root, match[1], (root / "lib" / "libtorch_cuda.so").is_file())
         too_old = too_old or match[1]
     wanted = ".".join(map(str, MINIMUM_TORCH))
     if too_old:
@@ -185,7 +186,12 @@ def find_compiler(environ: Mapping[str, str] = os.environ) -> Compiler | Missing
     if sys.platform != "linux":
         return Missing(f"the native parts are built on Linux only, this is {sys.platform}", "use the reference backend")
     problem = "no C++ compiler: neither CXX nor g++ nor c++ is on PATH"
-    for name in (environ.get("CXX", "").strip(), "g++", "c++"):
+    chosen = environ.get("CXX", "").strip()
+    if chosen and shutil.which(chosen, path=environ.get("PATH")) is None:
+        return Missing(
+            f"no C++ compiler: CXX is {chosen!r}, which is no program", f"correct or unset CXX, then {REINSTALL}"
+        )
+    for name in (chosen, "g++", "c++"):
         command = shutil.which(name, path=environ.get("PATH")) if name else None
         if command is None:
             continue

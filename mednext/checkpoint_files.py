@@ -37,7 +37,8 @@ def read_file(path: str | PathLike[str]) -> Mapping[str, Any]:
                 f"{path} holds a {foreign[1]}, and loading that could run code. If you trust the file, read it with "
                 "torch.load(path, weights_only=False) and pass the result"
             ) from error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # torch's own words go on with advice to load without weights_only, which runs whatever the file holds.
+        reason = re.split(r"[.:] ", (str(error) or type(error).__name__).splitlines()[0])[0]
         raise ValueError(f"{path} is damaged or not a torch.save file: {reason}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors, or one that holds such")

@@ -36,8 +36,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="Failed to load image Python extension")
     if command:
         wait_passively()
-    from mednext.commands import app
-    from mednext.nnunet.commands import app as nnunet
+    try:
+        from mednext.commands import app
+        from mednext.nnunet.commands import app as nnunet
+    except KeyboardInterrupt:  # torch takes seconds to import
+        print("mednext: stopped before it began.", file=sys.stderr)
+        sys.exit(130)
 
     app.add_typer(nnunet, name="nnunet")
     app()

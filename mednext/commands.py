@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mednext.errors import InputError
+from mednext.errors import InputError, first_line
 
 app = typer.Typer(name="mednext", no_args_is_help=True, pretty_exceptions_enable=False)
 errors = Console(stderr=True)
@@ -47,7 +47,9 @@ def demo(
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="go on after the last finished epoch")] = False,
     overwrite: Overwrite = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="same seed and threads, same numbers [0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="same seed and threads, same numbers [0]")
+    ] = None,
     kernel_size: Annotated[int | None, typer.Option(help="of the first network [3]")] = None,
     large_kernel_size: Annotated[int | None, typer.Option(help="that UpKern widens it to [5]")] = None,
     epochs: Annotated[int | None, typer.Option(help="of the first network")] = None,
@@ -99,7 +101,7 @@ def segment(
     probabilities: Annotated[Path | None, typer.Option(help="also write each class's probability here (4D)")] = None,
     device: Device = "auto",
     overlap: Annotated[float, typer.Option(help="of neighbouring windows, a fraction")] = 0.5,
-    patch: Annotated[int | None, typer.Option(help="edge of the window [the model's]")] = None,
+    patch: Annotated[int | None, typer.Option(help="edge of the window; the model's by default")] = None,
     volume: Annotated[int | None, typer.Option(help="which volume of a 4D scan, from 0")] = None,
     nan_to_zero: Annotated[bool, typer.Option("--nan-to-zero", help="read NaN and infinite voxels as 0")] = False,
     overwrite: Overwrite = False,
@@ -134,9 +136,10 @@ def bench(context: typer.Context) -> None:
 
 @contextmanager
 def user_errors(command: str) -> Iterator[None]:
-    """What the user can mend is one sentence on stderr and exit code 2."""
+    """What the user can mend is one sentence on stderr and exit code 2; so is a full disk, or one that fails."""
     try:
         yield
-    except InputError as error:
-        errors.print(f"mednext {command}: {error}", style="red", soft_wrap=True, markup=False, highlight=False)
+    except (InputError, OSError) as error:
+        sentence = str(error) if isinstance(error, InputError) else f"{first_line(error)}."
+        errors.print(f"mednext {command}: {sentence}", style="red", soft_wrap=True, markup=False, highlight=False)
         raise typer.Exit(2) from error

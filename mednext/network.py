@@ -162,7 +162,7 @@ class MedNeXt(nn.Module):
 
     def _in_weights_format(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` in channels_last where the network was moved to it: an input of one channel does not tell."""
-        weight = self.enc_block_0[0].conv1.weight
+        weight = cast(MedNeXtBlock, cast(nn.Sequential, self.enc_block_0)[0]).conv1.weight
         if weight.stride(1) != 1 or weight[0].numel() == 1:
             return x
         return x.contiguous(memory_format=torch.channels_last_3d if x.dim() == 5 else torch.channels_last)
@@ -259,7 +259,7 @@ def _per_stage(name: str, values: Sequence[int]) -> list[int]:
 
 def _sequence(name: str, values: Sequence[Any], length: int) -> Sequence[Any]:
     if not isinstance(values, Sequence) or len(values) != length:
-        raise ValueError(f"{name} must have {length} entries, got {values!r}")
+        raise ValueError(f"{name} must be one value or have {length} entries, got {values!r}")
     return values
 
 

@@ -89,9 +89,14 @@ def _voxels(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:
     if 0 in image.shape:
         raise InputError(f"{path} is empty: its shape is {image.shape}.")
     try:
-        return np.asarray(image.dataobj, dtype=np.float32)
+        voxels = np.asarray(image.dataobj)
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} is damaged: its voxels cannot be read ({first_line(error)}).") from error
+    with np.errstate(over="ignore"):
+        converted = voxels.astype(np.float32, copy=False)
+    if np.isinf(converted).sum() != np.isinf(voxels).sum():
+        raise InputError(f"{path} holds numbers beyond the range of float32 (3.4e38); scale them first.")
+    return converted
 
 
 def _as_channels(voxels: np.ndarray, path: Path, in_channels: int, volume: int | None) -> np.ndarray:
@@ -126,7 +131,7 @@ def check_output(path: Path, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     if path.is_dir():
         raise InputError(f"{path} is a folder; the name of a file to write was expected.")
     if any(path.resolve() == other.resolve() for other in inputs):
-        raise InputError(f"{path} is also an input; choose another file to write.")
+        raise InputError(f"{path} is also an input or another output; choose another file to write.")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; pass --overwrite to replace it.")
     try:

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,13 +121,28 @@ class LibraryState:
         return f"{self.reason}; {self.mend}" if self.mend else self.reason
 
 
+def _installed_elsewhere() -> Path | None:
+    """Another copy of this package on Python's path, one that was installed."""
+    for entry in sys.path:
+        folder = Path(entry or ".", _INFORMATION_FILE.parent.name).absolute()
+        if folder != _INFORMATION_FILE.parent and (folder / _INFORMATION_FILE.name).is_file():
+            return folder
+    return None
+
+
 @functools.cache
 def build_information() -> dict[str, Any]:
     """What the install recorded about its native build; without one, a record that says so."""
     try:
         information = json.loads(_INFORMATION_FILE.read_text())
     except FileNotFoundError:
-        return _no_information("this copy of mednext_ops was not installed, so nothing was built", "pip install -e .")
+        where = f"this copy of mednext_ops, {_INFORMATION_FILE.parent}, was not installed, so nothing was built"
+        installed = _installed_elsewhere()
+        if installed is None:
+            return _no_information(where, "pip install -e .")
+        return _no_information(
+            f"{where}; Python found it before the installed one, {installed}", "leave this folder, or use python -P"
+        )
     except (OSError, ValueError) as error:
         return _no_information(f"{_INFORMATION_FILE.name} cannot be read: {error}", REINSTALL)
     if not isinstance(information, dict) or not isinstance(information.get("parts"), dict):

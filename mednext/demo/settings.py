@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,8 @@ def choose(device: str, chosen: dict[str, Any]) -> Settings:
         raise InputError(
             f"--large-kernel-size {settings.large_kernel_size} must exceed --kernel-size {settings.kernel_size}."
         )
-    if not settings.learning_rate > 0:
-        raise InputError(f"--learning-rate is {settings.learning_rate:g}; a number above 0 was expected.")
+    if not 0 < settings.learning_rate < math.inf:
+        raise InputError(f"--learning-rate is {settings.learning_rate:g}; a finite number above 0 was expected.")
     if not settings.resolution >= 1:
         raise InputError(f"--resolution is {settings.resolution:g} mm; the scan has 1 mm, so 1 or more was expected.")
     return settings

@@ -33,6 +33,11 @@ def convolution_geometry(
     kernel = triple("kernel_size", tuple(weight.shape[2:]), minimum=1)
     if any(extent % 2 == 0 for extent in kernel):
         raise ValueError(f"the kernel must be odd on every axis, got kernel_size {list(kernel)}")
+    if weight.shape[0] != channels and weight.shape[1] == 1:
+        raise ValueError(
+            f"weight must have shape {[channels, 1, *kernel]} for an input of {channels} channels, "
+            f"got {list(weight.shape)}"
+        )
     check_parameter("weight", weight, (channels, 1, *kernel), input)
     if bias is not None:
         check_parameter("bias", bias, (channels,), input)

@@ -110,7 +110,7 @@ def test_torch_is_found_by_its_headers_and_not_imported(tmp_path: Path) -> None:
     make_torch(tmp_path / "old", "2.9.1+cu128")
     make_torch(tmp_path / "new", "2.10.0")
     found = find_torch([tmp_path / "empty", tmp_path / "old", tmp_path / "new"])
-    assert found == Torch(tmp_path / "new" / "torch", "2.10.0")
+    assert found == Torch(tmp_path / "new" / "torch", "2.10.0", has_cuda=False)
     missing = find_torch([tmp_path / "old"])
     assert isinstance(missing, Missing)
     assert "torch 2.9.1+cu128 is older than 2.10" in missing.reason
@@ -154,7 +154,7 @@ class TestMachineRequirements:
     def machine(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         def requirements(*, torch: bool, nvcc: bool, driver: tuple[int, int] | None, build: str = "") -> list[str]:
             absent = Missing("not here", "install it")
-            found_torch = Torch(Path("torch"), "2.10.0") if torch else absent
+            found_torch = Torch(Path("torch"), "2.10.0", has_cuda=False) if torch else absent
             found_nvcc = Nvcc("nvcc", (13, 0), Path(), Path(), frozenset(), "PATH") if nvcc else absent
             monkeypatch.setattr(backend, "find_torch", lambda directories: found_torch)
             monkeypatch.setattr(backend, "find_nvcc", lambda directories, environ: found_nvcc)

@@ -12,7 +12,7 @@ import pytest
 
 from build_tools.native import PARTS, Tools, build_native, find_tools, report
 from build_tools.settings import BuildError, Settings
-from build_tools.toolchain import Compiler, Missing, Nvcc
+from build_tools.toolchain import Compiler, Missing, Nvcc, Torch
 
 NO_NVCC = Missing("no nvcc anywhere", "install a toolkit")
 NO_COMPILER = Missing("no C++ compiler", "install g++")
@@ -94,6 +94,24 @@ def test_cpu_mode_does_not_look_at_nvcc(root: Path, build: Path, found: Tools) -
     assert "asked for a build without it" in str(reasons(information)["cuda"])
 
 
+def with_cuda(tools: Tools, has_cuda: bool = True) -> Tools:
+    """The tools beside a torch that has CUDA, or none."""
+    assert isinstance(tools.torch, Torch)
+    return dataclasses.replace(tools, torch=dataclasses.replace(tools.torch, has_cuda=has_cuda))
+
+
+def test_a_torch_without_cuda_gets_no_cuda_library_unless_it_is_asked_for(
+    root: Path, build: Path, found: Tools, fake_tool: Callable[[str, str], Path]
+) -> None:
+    tools = with_cuda(dataclasses.replace(found, nvcc=failing_nvcc(fake_tool)), has_cuda=False)
+    information = build_native(root, build, Settings(max_jobs=2), tools)
+    assert information["parts"]["cpu"]["built"]
+    assert reasons(information)["cuda"] == "this torch is without CUDA"
+    assert "MEDNEXT_OPS_BUILD=cuda" in report(information)
+    with pytest.raises(BuildError, match="unsupported GNU version"):
+        build_native(root, build, Settings(mode="cuda", max_jobs=2), tools)
+
+
 def failing_nvcc(fake_tool: Callable[[str, str], Path]) -> Nvcc:
     script = "echo 'host_config.h(1): error: -- unsupported GNU version!' >&2; exit 1"
     command = fake_tool("bin/nvcc", script)
@@ -103,7 +121,7 @@ def failing_nvcc(fake_tool: Callable[[str, str], Path]) -> Nvcc:
 def test_an_nvcc_that_fails_is_told_and_survived(
     root: Path, build: Path, found: Tools, fake_tool: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tools = dataclasses.replace(found, nvcc=failing_nvcc(fake_tool))
+    tools = with_cuda(dataclasses.replace(found, nvcc=failing_nvcc(fake_tool)))
     information = build_native(root, build, Settings(max_jobs=2), tools)
     assert information["parts"]["cpu"]["built"]
     assert "unsupported GNU version" in str(reasons(information)["cuda"])
@@ -117,7 +135,7 @@ def test_an_nvcc_that_fails_is_told_and_survived(
 def test_an_nvcc_that_knows_none_of_the_architectures_is_told(
     root: Path, build: Path, found: Tools, fake_tool: Callable[[str, str], Path]
 ) -> None:
-    tools = dataclasses.replace(found, nvcc=failing_nvcc(fake_tool))
+    tools = with_cuda(dataclasses.replace(found, nvcc=failing_nvcc(fake_tool)))
     information = build_native(root, build, Settings(architectures="80;86", max_jobs=2), tools)
     assert reasons(information)["cuda"] == "CUDA 13.0 knows none of the architectures 80;86"
 
