@@ -164,7 +164,8 @@ __global__ void __launch_bounds__(StreamingTile::kWarps* kWarpSize, G::kBlocksPe
     const auto blocks = static_cast<unsigned>((p.tile.tiles() + StreamingTile::kWarps - 1) / StreamingTile::kWarps);
     const unsigned number = blockIdx.x % blocks * StreamingTile::kWarps + threadIdx.x / kWarpSize;
     const int planes = (p.output_extent.d - 1 + G::KD / 2) / G::kStrideD + 1 - kFirstPlane;
-    const Place place = place_of_lane<1>(p.tile, number, blockIdx.x / blocks, p.channels, G::kChannelsLast, planes);
+    const Place place =
+        place_of_lane<StreamingTile::kPairs>(p.tile, number, blockIdx.x / blocks, p.channels, G::kChannelsLast, planes);
     float* const staged = shared_array(shared.array);
     TapsOf::stage(staged, p, place.channel - place.channel_in_tile);
     __syncthreads();

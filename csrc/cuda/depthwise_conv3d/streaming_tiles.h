@@ -16,9 +16,10 @@ constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 
 struct StreamingTile {
     static constexpr int kWarps = 4;    // of a block: neighbours along H, which share rows in the first-level cache
-    static constexpr int kColumns = 4;  // a thread's along W, but for scatters: 16 bytes of floats
+    static constexpr int kColumns = 4;  // a thread's along W: 16 bytes of floats
+    static constexpr int kPairs = 1;    // a thread's in a scatter, pairs of columns
 
-    int rows, columns;              // a thread's along H and W
+    int rows;                       // a thread's along H
     int lanes_w, lanes_h, lanes_c;  // 32 together
     int depth;                      // planes a warp walks along
     int tiles_d, tiles_h, tiles_w;
@@ -68,7 +69,6 @@ inline StreamingTile streaming_tile(const Triple& size, std::int64_t batch, std:
         }
     }
     best.rows = rows;
-    best.columns = columns;
     best.channel_tiles = ceil_div(channels, best.lanes_c);
     best.tiles_w = static_cast<int>(ceil_div(columns_of_threads, best.lanes_w));
     best.tiles_h = static_cast<int>(ceil_div(rows_of_threads, best.lanes_h));
@@ -138,8 +138,8 @@ inline StreamingTile streaming_tile(const ConvolutionProblem& p) {
     const Geometry& g = p.geometry;
     const int most_lanes_c = streaming_most_lanes_c(g);
     if (is_streaming_scatter(p)) {
-        return streaming_tile(streaming_scatter_size(p), p.batch, p.channels, p.channels_last, kStreamingScatterRows, 1,
-                              most_lanes_c, 32);
+        return streaming_tile(streaming_scatter_size(p), p.batch, p.channels, p.channels_last, kStreamingScatterRows,
+                              StreamingTile::kPairs, most_lanes_c, 32);
     }
     return streaming_tile(p.output_size, p.batch, p.channels, p.channels_last,
                           streaming_rows(g.kernel.w, g.stride.w, p.channels_last), StreamingTile::kColumns,
