@@ -39,9 +39,10 @@ const char* name_of(Fill fill) {
     }
 }
 
-void describe(const StreamingTile& tile, py::dict& result) {
+// `each`: outputs of a plane, of a row and of a thread's columns, as the tile counts them.
+void describe(const StreamingTile& tile, const Triple& each, py::dict& result) {
     result["core"] = "streaming";
-    result["tile"] = Three{tile.depth, tile.rows * tile.lanes_h, StreamingTile::kColumns * tile.lanes_w};
+    result["tile"] = Three{each.d * tile.depth, each.h * tile.rows * tile.lanes_h, each.w * tile.lanes_w};
     result["tiles"] = Three{tile.tiles_d, tile.tiles_h, tile.tiles_w};
     result["channels_a_warp"] = tile.lanes_c;
 }
@@ -74,7 +75,10 @@ py::dict convolution(bool scatter, const std::string& dtype, bool channels_last,
             result["core"] = "general";
             break;
         case ConvolutionCore::streaming:
-            describe(plan.streaming, result);
+            describe(plan.streaming,
+                     is_streaming_scatter(problem) ? Triple{problem.geometry.stride.d, 2, 2 * StreamingTile::kPairs}
+                                                   : Triple{1, 1, StreamingTile::kColumns},
+                     result);
             result["threads"] = 32 * StreamingTile::kWarps;
             result["blocks"] =
                 batch * plan.streaming.channel_tiles * ceil_div(plan.streaming.tiles(), StreamingTile::kWarps);
@@ -125,7 +129,7 @@ py::dict weight_gradient(const std::string& dtype, bool channels_last, std::int6
             const WeightGradientGroups groups = weight_gradient_groups(kernel[0], stride[0], channels_last);
             const int warps = weight_gradient_warps(groups);
             result["planes_of_taps_a_warp"] = groups.planes;
-            describe(plan.streaming.each, result);
+            describe(plan.streaming.each, {1, 1, StreamingTile::kColumns}, result);
             result["tiles_a_warp"] = plan.streaming.turns;
             result["threads"] = 32 * warps;
             result["blocks"] =

@@ -50,10 +50,11 @@ class Drawn:
 
 
 def usual_kernel(random_: random.Random) -> tuple[list[int], list[int], list[int], list[int]]:
-    """KxKxK or 1xKxK at one stride, centred: what the fast kernels take."""
+    """KxKxK or 1xKxK at stride 1, 2 or 1x2x2, centred: what the fast kernels take."""
     k = random_.choice([3, 3, 5, 7])
     kernel = [random_.choice([1, k, k, k]), k, k]
-    return kernel, [random_.choice([1, 1, 2])] * 3, [n // 2 for n in kernel], [1] * 3
+    stride = random_.choice([[1, 1, 1], [1, 1, 1], [2, 2, 2], [1, 2, 2]])
+    return kernel, stride, [n // 2 for n in kernel], [1] * 3
 
 
 def any_kernel(random_: random.Random) -> tuple[list[int], list[int], list[int], list[int]]:

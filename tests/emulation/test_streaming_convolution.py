@@ -14,8 +14,9 @@ from ..ops.eager import assert_within_twice
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Kernel and stride of all gathers that are compiled.
 KERNELS = [
-    *(pytest.param((k, k, k), s, id=f"{k}x{k}x{k} stride {s}") for k in (3, 5, 7) for s in (1, 2)),
-    *(pytest.param((1, k, k), 1, id=f"1x{k}x{k}") for k in (3, 5, 7)),
+    *(pytest.param((k, k, k), (s,) * 3, id=f"{k}x{k}x{k} stride {s}") for k in (3, 5, 7) for s in (1, 2)),
+    *(pytest.param((k, k, k), (1, 2, 2), id=f"{k}x{k}x{k} stride 1x2x2") for k in (3, 5, 7)),
+    *(pytest.param((1, k, k), (1, s, s), id=f"1x{k}x{k} stride 1x{s}x{s}") for k in (3, 5, 7) for s in (1, 2)),
 ]
 FORMATS = [
     pytest.param(torch.contiguous_format, id="NCDHW"),
@@ -28,8 +29,8 @@ ARCHITECTURE = 75
 SIZES = [(7, 9, 12), (3, 6, 160), (2, 4, 33), (70, 3, 8), (5, 40, 9), (1, 1, 1), (2, 2, 3)]
 
 
-def geometry_of(kernel, stride=1, transposed=False) -> ConvGeometry:
-    return ConvGeometry(kernel, (stride,) * 3, tuple(k // 2 for k in kernel), transposed=transposed)
+def geometry_of(kernel, stride=(1, 1, 1), transposed=False) -> ConvGeometry:
+    return ConvGeometry(kernel, stride, tuple(k // 2 for k in kernel), transposed=transposed)
 
 
 def core_of(shape, geometry, dtype, memory_format, of="forward"):
@@ -100,13 +101,3 @@ def test_250_runs_give_the_same_bits(emulated, kernel, memory_format):
     first = emulated.depthwise_conv3d(x, w, b, geometry)
     for _ in range(250):
         assert torch.equal(emulated.depthwise_conv3d(x, w, b, geometry), first)
-
-
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("transposed", [False, True], ids=["convolution", "transposed"])
-def test_a_scatter_at_stride_2_goes_to_the_general_core(transposed, memory_format):
-    geometry = geometry_of((3, 3, 3), 2, transposed)
-    shape = (1, 4, 16, 16, 16)
-    scatters, gathers = ("forward", "backward_data") if transposed else ("backward_data", "forward")
-    assert core_of(shape, geometry, torch.float32, memory_format, scatters) == "general"
-    assert core_of(shape, geometry, torch.float32, memory_format, gathers) == "streaming"

@@ -1,4 +1,4 @@
-// A convolution at stride 1 or 2 that walks along D, in float FMAs.
+// A gather at stride 1 or 2 that walks along D, in float FMAs.
 //
 // A thread owns 2 x 4 outputs of the planes that its warp walks through. At stride 1, for K = 3:
 //
@@ -11,10 +11,10 @@
 //                                                           then all move one up
 //
 // so every value of a window is used for all taps that it meets: 24 loads for 216 FMAs (K = 5: 48 for 1000; K = 7: 80
-// for 2744). At stride 2 the planes come in pairs, `sub` = 0 and 1, and the sums are half as many. Windows come through
-// the first-level cache, which serves the overlaps; there is no barrier after the weights are staged.
+// for 2744). At stride 2 along D the planes come in pairs, `sub` = 0 and 1, and the sums are half as many. Windows come
+// through the first-level cache, which serves the overlaps; there is no barrier after the weights are staged.
 //
-// A scatter at stride 1 is a gather with the mirrored kernel.
+// A scatter at stride 1 is a gather with the mirrored kernel; at stride 2 it is streaming_scatter.cuh's.
 #pragma once
 
 #include <utility>
@@ -25,15 +25,16 @@
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-template <int KD_, int K_, int Stride_, bool ChannelsLast_>
+template <int KD_, int K_, int StrideD_, int Stride_, bool ChannelsLast_>
 struct Gather {
     static constexpr bool kChannelsLast = ChannelsLast_;
     static constexpr int KD = KD_;
     static constexpr int K = K_;
-    static constexpr int kStride = Stride_;
+    static constexpr int kStrideD = StrideD_;
+    static constexpr int kStride = Stride_;  // along H and W
     static constexpr int kRows = streaming_rows(K, kStride, kChannelsLast);
     static constexpr int kColumns = StreamingTile::kColumns;
-    static constexpr int kSums = (KD + kStride - 1) / kStride;  // output planes in progress
+    static constexpr int kSums = (KD + kStrideD - 1) / kStrideD;  // output planes in progress
     static constexpr int kWindowRows = kStride * (kRows - 1) + K;
     static constexpr int kWindowColumns = kStride * (kColumns - 1) + K;
     // Rows of the window in registers at once. In channels-last every load has an address of its own.
@@ -56,12 +57,7 @@ __device__ inline void multiply(const float (&window)[G::kRowsAtOnce][G::kWindow
 #pragma unroll
     for (int kh = 0; kh < G::K; ++kh) {
         float row[G::K];
-        if constexpr (TapsOf::kInRegisters) {
-#pragma unroll
-            for (int kw = 0; kw < G::K; ++kw) row[kw] = in_registers[(kd * G::K + kh) * G::K + kw];
-        } else {
-            TapsOf::load(taps, kd * G::K + kh, row);
-        }
+        TapsOf::take(taps, in_registers, kd * G::K + kh, row);
 #pragma unroll
         for (int i = 0; i < G::kRows; ++i) {
             const int r = G::kStride * i + kh - First;
@@ -95,15 +91,7 @@ __global__ void __launch_bounds__(StreamingTile::kWarps* kWarpSize, G::kBlocksPe
 
     const float* const taps = staged + place.channel_in_tile * TapsOf::kChannel;
     float in_registers[TapsOf::kAll];
-    if constexpr (TapsOf::kInRegisters) {
-#pragma unroll
-        for (int row = 0; row < G::KD * G::K; ++row) {
-            float of_row[G::K];
-            TapsOf::load(taps, row, of_row);
-#pragma unroll
-            for (int kw = 0; kw < G::K; ++kw) in_registers[row * G::K + kw] = of_row[kw];
-        }
-    }
+    TapsOf::load_all(taps, in_registers);
     const std::int64_t channel = place.sample * p.channels + place.channel;
     const Window input = window_of<G::kWindowRows, G::kWindowColumns>(
         p.input_extent, channel_begin(place, p.input_extent, p.channels, G::kChannelsLast),
@@ -116,8 +104,8 @@ __global__ void __launch_bounds__(StreamingTile::kWarps* kWarpSize, G::kBlocksPe
     float sum[G::kSums][G::kRows][G::kColumns] = {};
     for (int step = place.d_begin; step < place.d_end + G::kSums - 1; ++step) {
 #pragma unroll
-        for (int sub = 0; sub < G::kStride; ++sub) {
-            const int z = G::kStride * step + sub - G::KD / 2;
+        for (int sub = 0; sub < G::kStrideD; ++sub) {
+            const int z = G::kStrideD * step + sub - G::KD / 2;
             if (!inside(z, p.input_extent.d)) continue;
             const auto add_rows = [&]<int First>(std::integral_constant<int, First>) {
                 // A branch of its own, where the loads of all rows at once would take more registers than there are.
@@ -129,7 +117,7 @@ __global__ void __launch_bounds__(StreamingTile::kWarps* kWarpSize, G::kBlocksPe
                     input.rows >> First, input.columns, window);
 #pragma unroll
                 for (int j = 0; j < G::kSums; ++j) {
-                    const int kd = sub + G::kStride * j;
+                    const int kd = sub + G::kStrideD * j;
                     if (kd >= G::KD || step - j < place.d_begin || step - j >= place.d_end) continue;
                     multiply<G, First>(window, taps, in_registers, kd, sum[j]);
                 }
@@ -162,26 +150,25 @@ __global__ void __launch_bounds__(StreamingTile::kWarps* kWarpSize, G::kBlocksPe
 // ---- launch ----
 
 template <typename T, bool ChannelsLast>
-cudaError_t launch_gather(const Triple& kernel, std::int64_t stride, const StreamingParameters& p,
+cudaError_t launch_gather(const Triple& kernel, const Triple& stride, const StreamingParameters& p,
                           const LaunchShape& shape) {
-    const auto launch_one = [&]<int KD, int K, int Stride>() {
+    const auto launch_one = [&]<int KD, int K, int StrideD, int Stride>() {
         LaunchShape with_taps = shape;
         with_taps.shared_bytes = Taps<KD, K>(p.tile.lanes_c).layout.bytes();
-        return launch<streaming_convolution<T, Gather<KD, K, Stride, ChannelsLast>>>(with_taps, p);
+        return launch<streaming_convolution<T, Gather<KD, K, StrideD, Stride, ChannelsLast>>>(with_taps, p);
     };
-    if (stride == 2) {
-        if (kernel.w == 3) return launch_one.template operator()<3, 3, 2>();
-        if (kernel.w == 5) return launch_one.template operator()<5, 5, 2>();
-        return launch_one.template operator()<7, 7, 2>();
-    }
-    if (kernel.d == 1) {
-        if (kernel.w == 3) return launch_one.template operator()<1, 3, 1>();
-        if (kernel.w == 5) return launch_one.template operator()<1, 5, 1>();
-        return launch_one.template operator()<1, 7, 1>();
-    }
-    if (kernel.w == 3) return launch_one.template operator()<3, 3, 1>();
-    if (kernel.w == 5) return launch_one.template operator()<5, 5, 1>();
-    return launch_one.template operator()<7, 7, 1>();
+    const auto of_strides = [&]<int KD, int K>() {
+        if (stride.w == 1) return launch_one.template operator()<KD, K, 1, 1>();
+        // 1xKxK has no stride along D.
+        if (KD == 1 || stride.d == 1) return launch_one.template operator()<KD, K, 1, 2>();
+        return launch_one.template operator()<KD, K, KD == 1 ? 1 : 2, 2>();
+    };
+    const auto of_depth = [&]<int K>() {
+        return kernel.d == 1 ? of_strides.template operator()<1, K>() : of_strides.template operator()<K, K>();
+    };
+    if (kernel.w == 3) return of_depth.template operator()<3>();
+    if (kernel.w == 5) return of_depth.template operator()<5>();
+    return of_depth.template operator()<7>();
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

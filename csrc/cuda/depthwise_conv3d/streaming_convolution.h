@@ -1,4 +1,4 @@
-// Convolutions with the kernels KxKxK and 1xKxK, K = 3, 5, 7, centred, at stride 1 and 2, in float FMAs.
+// Convolutions with the kernels KxKxK and 1xKxK, K = 3, 5, 7, centred, at stride 1, 2 and 1x2x2, in float FMAs.
 #pragma once
 
 #include <cuda_runtime_api.h>

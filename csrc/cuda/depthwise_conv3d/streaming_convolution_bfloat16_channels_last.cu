@@ -3,7 +3,7 @@
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-template cudaError_t launch_gather<__nv_bfloat16, true>(const Triple&, std::int64_t, const StreamingParameters&,
+template cudaError_t launch_gather<__nv_bfloat16, true>(const Triple&, const Triple&, const StreamingParameters&,
                                                         const LaunchShape&);
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -3,7 +3,7 @@
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-template cudaError_t launch_gather<__half, true>(const Triple&, std::int64_t, const StreamingParameters&,
+template cudaError_t launch_gather<__half, true>(const Triple&, const Triple&, const StreamingParameters&,
                                                  const LaunchShape&);
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -64,7 +64,30 @@ struct Taps {
         }
     }
 
-    // A row of taps of a channel.
+    // All taps of a channel, where they stay in registers.
+    __device__ static void load_all(const float* of_channel, float (&taps)[kAll]) {
+        if constexpr (kInRegisters) {
+#pragma unroll
+            for (int row = 0; row < KD * K; ++row) {
+                float of_row[K];
+                load(of_channel, row, of_row);
+#pragma unroll
+                for (int kw = 0; kw < K; ++kw) taps[row * K + kw] = of_row[kw];
+            }
+        }
+    }
+
+    // A row of taps of a channel, from the registers of load_all() where they are there.
+    __device__ static void take(const float* of_channel, const float (&in_registers)[kAll], int row, float (&taps)[K]) {
+        if constexpr (kInRegisters) {
+#pragma unroll
+            for (int kw = 0; kw < K; ++kw) taps[kw] = in_registers[row * K + kw];
+        } else {
+            load(of_channel, row, taps);
+        }
+    }
+
+    // A row of taps of a channel from shared memory.
     __device__ static void load(const float* of_channel, int row, float (&taps)[K]) {
 #pragma unroll
         for (int v = 0; v < kRow / 4; ++v) {
@@ -121,15 +144,13 @@ __device__ inline void store_sums(const StreamingParameters& p, const Window& wi
 // ---- statistics ----
 
 // Merges the moments of one plane into those of a lane: two passes over the values in registers.
-template <int N>
+template <int Columns = StreamingTile::kColumns, int N>
 __device__ inline void add_moments(const float (&stored)[N], const Window& window, bool begun,
                                    RunningMoments& running) {
     unsigned counted = 0;
+    const unsigned columns = window.columns & ((1u << Columns) - 1);
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        constexpr int kColumns = StreamingTile::kColumns;
-        counted |= (window.rows >> (i / kColumns)) & (window.columns >> (i % kColumns)) & 1u ? 1u << i : 0u;
-    }
+    for (int r = 0; r < N / Columns; ++r) counted |= (window.rows >> r & 1) != 0 ? columns << (r * Columns) : 0u;
     RunningMoments mine{{0.0f, 0.0f, 0.0f}, stored[0]};
     if (begun) mine = running;
     mine.moments = merge(mine.moments, masked_moments(stored, counted, mine.pivot));

@@ -17,6 +17,7 @@ constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 struct StreamingTile {
     static constexpr int kWarps = 4;    // of a block: neighbours along H, which share rows in the first-level cache
     static constexpr int kColumns = 4;  // a thread's along W: 16 bytes of floats
+    static constexpr int kPairs = 1;    // a thread's in a scatter, pairs of columns
 
     int rows;                       // a thread's along H
     int lanes_w, lanes_h, lanes_c;  // 32 together
@@ -41,16 +42,17 @@ constexpr std::int64_t use_of(std::int64_t all, std::int64_t each) {
     return all == 0 ? 1000 : 1000 * all / (ceil_div(all, each) * each);
 }
 
-// The tile for a volume of `size`, `rows` a thread and `warps_a_tile` warps that share one. Wide lanes are taken unless
-// others waste a twentieth less.
+// The tile for a volume of `size`, `rows` and `columns` a thread and `warps_a_tile` warps that share one. Wide lanes
+// are taken unless others waste a twentieth less.
 inline StreamingTile streaming_tile(const Triple& size, std::int64_t batch, std::int64_t channels, bool channels_last,
-                                    int rows, int most_lanes_c, int most_depth, int warps_a_tile = 1) {
-    const std::int64_t quads = ceil_div(size.w, StreamingTile::kColumns);
+                                    int rows, int columns, int most_lanes_c, int most_depth, int warps_a_tile = 1) {
+    const std::int64_t columns_of_threads = ceil_div(size.w, columns);
     const std::int64_t rows_of_threads = ceil_div(size.h, rows);
     StreamingTile best{};
     std::int64_t best_use = -1;
     const auto consider = [&](int w, int h, int c) {
-        const std::int64_t use = use_of(quads, w) * use_of(rows_of_threads, h) * use_of(channels, c) / 1000;
+        const std::int64_t use =
+            use_of(columns_of_threads, w) * use_of(rows_of_threads, h) * use_of(channels, c) / 1000;
         if (c > most_lanes_c || 20 * use <= 21 * best_use) return;
         best_use = use;
         best.lanes_w = w;
@@ -68,7 +70,7 @@ inline StreamingTile streaming_tile(const Triple& size, std::int64_t batch, std:
     }
     best.rows = rows;
     best.channel_tiles = ceil_div(channels, best.lanes_c);
-    best.tiles_w = static_cast<int>(ceil_div(quads, best.lanes_w));
+    best.tiles_w = static_cast<int>(ceil_div(columns_of_threads, best.lanes_w));
     best.tiles_h = static_cast<int>(ceil_div(rows_of_threads, best.lanes_h));
     best.depth = most_depth;
     const std::int64_t warps = batch * best.channel_tiles * best.tiles_w * best.tiles_h * warps_a_tile;
@@ -79,13 +81,14 @@ inline StreamingTile streaming_tile(const Triple& size, std::int64_t batch, std:
 
 // ---- what they take ----
 
-// KxKxK and 1xKxK, centred.
+// KxKxK and 1xKxK, centred, at stride 1, at stride 2 along H and W, and KxKxK at stride 2 along all axes.
 constexpr bool is_streaming_geometry(const Geometry& g) {
     const std::int64_t k = g.kernel.w;
-    return (k == 3 || k == 5 || k == 7) && g.kernel.h == k && (g.kernel.d == k || g.kernel.d == 1) &&
-           g.padding.d == g.kernel.d / 2 && g.padding.h == k / 2 && g.padding.w == k / 2 && g.dilation.d == 1 &&
-           g.dilation.h == 1 && g.dilation.w == 1 && g.stride.d == g.stride.h && g.stride.h == g.stride.w &&
-           (g.stride.w == 1 || (g.stride.w == 2 && g.kernel.d == k));
+    const bool kernel = (k == 3 || k == 5 || k == 7) && g.kernel.h == k && (g.kernel.d == k || g.kernel.d == 1);
+    const bool centred = g.padding.d == g.kernel.d / 2 && g.padding.h == k / 2 && g.padding.w == k / 2;
+    const bool stride = g.stride.h == g.stride.w && (g.stride.w == 1 || g.stride.w == 2) &&
+                        (g.stride.d == 1 || (g.stride.d == 2 && g.stride.w == 2 && g.kernel.d == k));
+    return kernel && centred && stride && g.dilation.d == 1 && g.dilation.h == 1 && g.dilation.w == 1;
 }
 
 // Offsets in a plane are 32-bit, and coordinates may be off by a tile.
@@ -98,10 +101,8 @@ constexpr bool is_streaming_size(const Triple& size, std::int64_t channels, bool
 
 // ---- convolutions ----
 
-// At stride 2 a scatter has no streaming kernel yet.
 constexpr bool takes_streaming(const ConvolutionProblem& p) {
-    return !(p.geometry.stride.w == 2 && p.scatter) && is_streaming_geometry(p.geometry) &&
-           is_streaming_size(p.input_size, p.channels, p.channels_last) &&
+    return is_streaming_geometry(p.geometry) && is_streaming_size(p.input_size, p.channels, p.channels_last) &&
            is_streaming_size(p.output_size, p.channels, p.channels_last);
 }
 
@@ -110,10 +111,39 @@ constexpr int streaming_most_lanes_c(const Geometry& g) {
     return g.kernel.product() > 125 ? 16 : 32;
 }
 
+// At stride 1 a scatter is a gather with the mirrored kernel.
+constexpr bool is_streaming_scatter(const ConvolutionProblem& p) {
+    return p.scatter && p.geometry.stride.w == 2;
+}
+
+// A thread's pairs of output rows in a scatter.
+constexpr int kStreamingScatterRows = 4;
+
+// Input plane z of a scatter reaches the output planes from stride * z - padding on, and completes the first `stride`
+// of them. The first input plane that completes one that exists:
+constexpr std::int64_t first_completing_plane(std::int64_t padding, std::int64_t stride) {
+    return padding / stride;
+}
+
+// What the tile of a scatter counts: input planes that complete output planes, and pairs of output rows and columns.
+constexpr Triple streaming_scatter_size(const ConvolutionProblem& p) {
+    const std::int64_t stride = p.geometry.stride.d;
+    const std::int64_t padding = p.geometry.padding.d;
+    const std::int64_t last = (p.output_size.d - 1 + padding) / stride;
+    return {last + 1 - first_completing_plane(padding, stride), ceil_div(p.output_size.h, 2),
+            ceil_div(p.output_size.w, 2)};
+}
+
 inline StreamingTile streaming_tile(const ConvolutionProblem& p) {
+    const Geometry& g = p.geometry;
+    const int most_lanes_c = streaming_most_lanes_c(g);
+    if (is_streaming_scatter(p)) {
+        return streaming_tile(streaming_scatter_size(p), p.batch, p.channels, p.channels_last, kStreamingScatterRows,
+                              StreamingTile::kPairs, most_lanes_c, 32);
+    }
     return streaming_tile(p.output_size, p.batch, p.channels, p.channels_last,
-                          streaming_rows(p.geometry.kernel.w, p.geometry.stride.w, p.channels_last),
-                          streaming_most_lanes_c(p.geometry), 32);
+                          streaming_rows(g.kernel.w, g.stride.w, p.channels_last), StreamingTile::kColumns,
+                          most_lanes_c, 32);
 }
 
 // ---- the weight gradient ----
@@ -146,7 +176,8 @@ constexpr int weight_gradient_warps(const WeightGradientGroups& groups) {
 }
 
 constexpr bool takes_streaming(const WeightGradientProblem& p) {
-    return is_streaming_geometry(p.geometry) && p.batch * p.channels * p.small_size.product() > 0 &&
+    return is_streaming_geometry(p.geometry) && p.geometry.stride.d == p.geometry.stride.w &&
+           p.batch * p.channels * p.small_size.product() > 0 &&
            is_streaming_size(p.small_size, p.channels, p.channels_last) &&
            is_streaming_size(p.large_size, p.channels, p.channels_last);
 }
@@ -172,7 +203,8 @@ inline StreamingWeightTile streaming_weight_tile(const WeightGradientProblem& p)
     const int rows = weight_gradient_rows(p.geometry.kernel.w, p.channels_last);
     const int groups = weight_gradient_groups(p.geometry.kernel.d, p.geometry.stride.d, p.channels_last).groups;
     const Triple steps{weight_gradient_steps(p), p.small_size.h, p.small_size.w};
-    const StreamingTile each = streaming_tile(steps, p.batch, p.channels, p.channels_last, rows, 32, 64 / rows, groups);
+    const StreamingTile each = streaming_tile(steps, p.batch, p.channels, p.channels_last, rows,
+                                              StreamingTile::kColumns, 32, 64 / rows, groups);
     const std::int64_t warps = p.batch * each.channel_tiles * each.tiles() * groups;
     return {each, static_cast<int>(warps / (2 * kStreamingWarps) > 1 ? warps / (2 * kStreamingWarps) : 1)};
 }

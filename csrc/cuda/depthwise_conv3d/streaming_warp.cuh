@@ -47,6 +47,7 @@ struct Place {
 };
 
 // The lane's place in tile `number` of the volume that is `volume` among all samples and tiles of channels.
+template <int Columns = StreamingTile::kColumns>
 __device__ inline Place place_of_lane(const StreamingTile& tile, unsigned number, unsigned volume,
                                       std::int64_t channels, bool channels_last, int depth) {
     const int lane = threadIdx.x % kWarpSize;
@@ -65,7 +66,7 @@ __device__ inline Place place_of_lane(const StreamingTile& tile, unsigned number
     place.d_begin = static_cast<int>(number / tile.tiles_h / tile.tiles_w) * tile.depth;
     place.d_end = min(place.d_begin + tile.depth, depth);
     place.h = (tile_h * tile.lanes_h + hw / tile.lanes_w) * tile.rows;
-    place.w = (tile_w * tile.lanes_w + hw % tile.lanes_w) * StreamingTile::kColumns;
+    place.w = (tile_w * tile.lanes_w + hw % tile.lanes_w) * Columns;
     return place;
 }
 
@@ -113,12 +114,15 @@ __device__ inline std::int64_t plane_pitch(const Extent& extent) {
     return static_cast<std::int64_t>(extent.h) * extent.w * extent.step;
 }
 
+// The `Before` of windows that are never read as vectors.
+constexpr int kScalars = -1;
+
 // Reads Rows x Columns elements from `first` on, zero where the masks say outside. Before: columns from a multiple of
 // four to the first one, where vectors are read.
 template <bool ChannelsLast, int Before, typename T, int Rows, int Columns>
 __device__ inline void load_window(const T* __restrict__ first, const Extent& extent, unsigned rows, unsigned columns,
                                    float (&window)[Rows][Columns]) {
-    if (!ChannelsLast && extent.vectors) {
+    if (!ChannelsLast && Before != kScalars && extent.vectors) {
         constexpr int kVectors = (Before + Columns + 3) / 4;
 #pragma unroll
         for (int r = 0; r < Rows; ++r) {
