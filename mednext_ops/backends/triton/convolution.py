@@ -9,9 +9,10 @@ import torch
 import triton.language as tl
 
 from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, memory_format_of
+from mednext_ops.backends.triton.banded_convolution import OCTET, SHIFT, banded_convolution
 from mednext_ops.backends.triton.direct_convolution import direct_convolution
 from mednext_ops.backends.triton.direct_weight_gradient import direct_weight_gradient
-from mednext_ops.backends.triton.launch import Blocks, cdiv, channel_tile, launch, needs_64_bits
+from mednext_ops.backends.triton.launch import INTERPRETS, Blocks, amd, cdiv, channel_tile, launch, needs_64_bits
 from mednext_ops.backends.triton.reduction import sum_of_parts
 from mednext_ops.backends.triton.statistics import merged
 from mednext_ops.backends.triton.tuning import choose, kind
@@ -144,16 +145,23 @@ def _convolve(
         "channels": channels,
         **extents_of("source", source.shape[2:]),
         **extents_of("destination", size),
-        **geometry_arguments(geometry),
-        "SCATTER": scatter,
-        "CHANNELS_LAST": channels_last,
         "INDEX": tl.int64 if needs_64_bits(source, destination) else tl.int32,
     }
+    direct = {**geometry_arguments(geometry), "SCATTER": scatter, "CHANNELS_LAST": channels_last}
 
     def run(blocks: Blocks) -> torch.Tensor | None:
-        parts = cdiv(math.prod(extents), blocks["BV"]) * math.prod(classes)
+        banded = "BD" in blocks
+        if banded:
+            octets = size[1] * cdiv(size[2], OCTET.value)
+            tiles = cdiv(octets, blocks["BV"] // OCTET.value)
+            parts, programs = size[0] * tiles, batch * channels * cdiv(size[0], blocks["BD"]) * tiles
+        else:
+            parts = cdiv(math.prod(extents), blocks["BV"]) * math.prod(classes)
+            programs = batch * cdiv(channels, tile) * parts
         moments = source.new_empty((batch, channels, parts, 3), dtype=torch.float32) if statistics else None
-        launch(direct_convolution, batch * cdiv(channels, tile) * parts, blocks, moments=moments, **arguments)
+        kernel = banded_convolution if banded else direct_convolution
+        special = _band_arguments(geometry, scatter, source) if banded else direct
+        launch(kernel, programs, blocks, moments=moments, **arguments, **special)
         return moments
 
     # Larger tiles share the weights, smaller ones fill a GPU from fewer voxels.
@@ -161,8 +169,52 @@ def _convolve(
     if channels_last or max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
         sizes = [(512, 128), (256, 128), (1024, 256)]
     ways = [Blocks.of(threads, BV=elements // tile, BC=tile) for elements, threads in sizes]
+    if not channels_last and _has_bands(geometry, source.dtype):
+        banded_ways = _banded_ways(source, affine is not None)
+        # In the interpreter it is programs that cost, and a banded one has a single channel.
+        ways = [*ways, *banded_ways] if INTERPRETS else [*banded_ways, ways[0]]
     key = kind(destination, channels_last, affine is not None, statistics, scatter, geometry)
-    return destination, run(choose("direct_convolution", key, ways, destination, run))
+    return destination, run(choose("convolution", key, ways, destination, run))
+
+
+def _has_bands(geometry: ConvGeometry, dtype: torch.dtype) -> bool:
+    """Whether a convolution and its mirror image are products of windows with bands of taps, on tensor cores.
+
+    AMD's are left out: their products are 16 wide at least, an octet falls back to single multiplications.
+    """
+    kernel, before = geometry.kernel_size, geometry.padding[2]
+    behind = kernel[2] - 1 - before
+    return (
+        dtype in (torch.float16, torch.bfloat16)
+        and geometry.stride == geometry.dilation == (1, 1, 1)
+        and max(kernel[:2]) <= 7  # a sum for each plane of taps, a band for each row
+        and kernel[2] >= 3
+        and 0 <= min(before, behind)
+        and max(before, behind) <= SHIFT.value  # a window has so many elements beside its octet
+        and not amd()
+    )
+
+
+def _banded_ways(source: torch.Tensor, affine: bool) -> list[Blocks]:
+    """Copies in flight cost shared memory; where two tensors are loaded, registers too, and nothing is copied directly.
+
+    Programs of 64 threads multiply by mma.sync on sm_90 too. Of 128 and more, from 64 octets on, they use wgmma there,
+    which is for larger products: docs/triton.md.
+    """
+    if source.shape[4] % 4:  # single elements are loaded, each with an address: fewer voxels have room
+        return [Blocks.of(128, 1, BV=256, BD=32), Blocks.of(64, 1, BV=128, BD=8)]
+    stages = 1 if affine else 2
+    return [Blocks.of(64, stages, BV=512, BD=32), Blocks.of(128, stages, BV=1024, BD=32), Blocks.of(64, 1, BV=256, BD=8)]
+
+
+def _band_arguments(geometry: ConvGeometry, scatter: bool, source: torch.Tensor) -> dict[str, Any]:
+    """A gradient reads with the kernel's mirror image, whose padding is what the kernel reaches behind its centre."""
+    padding = geometry.padding
+    if scatter:
+        padding = tuple(k - 1 - p for k, p in zip(geometry.kernel_size, padding, strict=True))  # type: ignore[assignment]
+    names = (("K", geometry.kernel_size), ("P", padding))
+    axes = {letter + axis: n for letter, values in names for axis, n in zip("DHW", values, strict=True)}
+    return {**axes, "REVERSED": scatter, "ALIGNED": 1 if source.shape[4] % 4 else 4}
 
 
 def affine_arguments(affine: GroupNormGradient | None, memory_format: torch.memory_format) -> dict[str, Any]:
