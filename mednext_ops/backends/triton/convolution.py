@@ -9,6 +9,13 @@ import torch
 import triton.language as tl
 
 from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, memory_format_of
+from mednext_ops.backends.triton.arguments import (
+    check_convolution,
+    check_gradient,
+    check_groups,
+    check_like,
+    check_parameter,
+)
 from mednext_ops.backends.triton.banded_convolution import OCTET, SHIFT, banded_convolution
 from mednext_ops.backends.triton.direct_convolution import direct_convolution
 from mednext_ops.backends.triton.direct_weight_gradient import direct_weight_gradient
@@ -24,7 +31,7 @@ def depthwise_conv3d(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry
 ) -> torch.Tensor:
     """input [N, C, D, H, W], weight [C, 1, kd, kh, kw], bias [C] -> [N, C, D', H', W'], dtype and format kept."""
-    return _forward(input, weight, bias, geometry, statistics=False)[0]
+    return _forward("depthwise_conv3d", input, weight, bias, geometry, statistics=False)[0]
 
 
 def depthwise_conv3d_statistics(
@@ -36,14 +43,23 @@ def depthwise_conv3d_statistics(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The convolution, and mean and rstd [N, G] of its output as it is stored, in one pass over it."""
-    output, moments = _forward(input, weight, bias, geometry, statistics=True)
+    op = "depthwise_conv3d_statistics"
+    check_groups(op, num_groups, input.shape[1])
+    output, moments = _forward(op, input, weight, bias, geometry, statistics=True)
     assert moments is not None
     return output, *merged(moments, num_groups, eps)
 
 
 def _forward(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry, statistics: bool
+    op: str,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: ConvGeometry,
+    statistics: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    check_convolution(op, input, weight, geometry)
+    check_parameter(op, "bias", bias, input.shape[1:2], input)
     size = geometry.output_size(input.shape[2:])
     memory_format = memory_format_of(input)
     return _convolve(input, None, weight, bias, None, geometry, geometry.transposed, size, memory_format, statistics)
@@ -59,6 +75,10 @@ def depthwise_conv3d_backward(
     needs_weight: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients of the input (plus ``add``) and of the weight (float32); the affine map is applied on load."""
+    op = "depthwise_conv3d_backward"
+    check_convolution(op, input, weight, geometry)
+    check_gradient(op, grad_output, input, geometry)
+    check_like(op, "add", add, input.shape, input)
     grad, affine = (grad_output, None) if isinstance(grad_output, torch.Tensor) else (grad_output.grad, grad_output)
     memory_format = memory_format_of(input)
     data = grad_weight = None
