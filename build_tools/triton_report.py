@@ -115,6 +115,7 @@ PROBLEMS: dict[str, Callable[[], None]] = {
     "convolution k7 bf16": lambda: _convolution(7, BFLOAT16),
     "convolution k3 bf16 of 63 voxels": lambda: _convolution(3, BFLOAT16, extent=63),
     "convolution k7 bf16 of 63 voxels": lambda: _convolution(7, BFLOAT16, extent=63),
+    "convolution k7 bf16 of 40 voxels": lambda: _convolution(7, BFLOAT16, extent=40),
     "convolution k5 fp16": lambda: _convolution(5, FLOAT16),
     "convolution k5 fp32": lambda: _convolution(5, FLOAT32),
     "convolution k3 bf16 channels_last_3d": lambda: _convolution(3, BFLOAT16, memory_format=CHANNELS_LAST),

@@ -27,6 +27,10 @@ from mednext_ops.backends.triton.tuning import choose, kind
 __all__ = ["depthwise_conv3d", "depthwise_conv3d_backward", "depthwise_conv3d_statistics"]
 
 
+#: Triton compiles anew for arguments that this divides, and knows it. For other widths addresses take more registers.
+KNOWN_DIVISOR = 16
+
+
 def depthwise_conv3d(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry
 ) -> torch.Tensor:
@@ -128,7 +132,8 @@ def _weight_gradient(
 
     # Larger tiles share the sums at their end among more products, smaller ones leave registers for more programs.
     sizes = [(4096, 128), (2048, 128), (8192, 256)]
-    if max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
+    odd = small.shape[4] % KNOWN_DIVISOR or large.shape[4] % KNOWN_DIVISOR
+    if odd or max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
         sizes = [(2048, 128), (1024, 128), (4096, 256)]
     ways = [Blocks.of(threads, BV=elements // tile, BC=tile) for elements, threads in sizes]
     key = kind(small, channels_last, affine is not None, geometry)
@@ -221,9 +226,11 @@ def _banded_ways(source: torch.Tensor, affine: bool) -> list[Blocks]:
     Programs of 64 threads multiply by mma.sync on sm_90 too. Of 128 and more, from 64 octets on, they use wgmma there,
     which is for larger products: docs/triton.md.
     """
-    if source.shape[4] % 4:  # single elements are loaded, each with an address: fewer voxels have room
+    width, stages = source.shape[4], 1 if affine else 2
+    if width % 4:  # single elements are loaded, each with an address
         return [Blocks.of(128, 1, BV=256, BD=32), Blocks.of(64, 1, BV=128, BD=8)]
-    stages = 1 if affine else 2
+    if width % KNOWN_DIVISOR:
+        return [Blocks.of(64, 1, BV=256, BD=32), Blocks.of(64, 2, BV=256, BD=32), Blocks.of(64, 1, BV=256, BD=8)]
     return [Blocks.of(64, stages, BV=512, BD=32), Blocks.of(128, stages, BV=1024, BD=32), Blocks.of(64, 1, BV=256, BD=8)]
 
 
