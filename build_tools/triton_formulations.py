@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import triton
@@ -109,7 +110,7 @@ def executed(code: str, trips: Iterable[int]) -> Counter[str]:
     wanted = list(trips)
     nested = sorted(set(loops), key=lambda loop: loop[0] - loop[1])
     if len(nested) != len(wanted) or any(inner[0] < outer[0] or inner[1] > outer[1]
-                                         for outer, inner in zip(nested, nested[1:], strict=False)):  # fmt: skip
+                                         for outer, inner in pairwise(nested)):  # fmt: skip
         raise ValueError(f"the code has loops {nested}, expected {len(wanted)}, each within the one before")
     for (begin, end), count_ in zip(nested, wanted, strict=True):
         times[begin:end] = [n * count_ for n in times[begin:end]]
@@ -153,7 +154,7 @@ def count(case: str, direction: str, formulation: str, target: str) -> Formulati
     # Per 32 outputs: a program's warps all execute this.
     share = launch.blocks.threads / outputs(launch)
     issued = sum(instructions.values()) * share
-    units = {unit: round(n * share, 2) for unit, n in cycles(instructions, target).items()}
+    units = {f"cycles_{unit}": round(n * share, 2) for unit, n in cycles(instructions, target).items()}
     return Formulation(
         case,
         direction,
@@ -164,14 +165,16 @@ def count(case: str, direction: str, formulation: str, target: str) -> Formulati
         compiled.shared_bytes,
         compiled.tensor_core_products,
         round(issued, 2),
-        *units.values(),
-        round(max(issued, *units.values()), 2),
+        cycles_busiest=round(max(issued, *units.values()), 2),
+        **units,
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line of ``python -m build_tools.triton_formulations``."""
-    parser = argparse.ArgumentParser(prog="python -m build_tools.triton_formulations", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m build_tools.triton_formulations", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--write", action="store_true", help=f"write the table {TABLE}")
     parser.add_argument("--case", action="append", choices=CASES, help="only this one; may be repeated")
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this one; may be repeated")
@@ -179,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     if (reason := refusal()) is not None:
         print(reason, file=sys.stderr)
         return 1
-    rows = []
+    rows: list[Formulation] = []
     for case in options.case or CASES:
         for direction in ("forward", "data gradient"):
             for target in options.target or TARGETS:
@@ -192,7 +195,9 @@ def main(arguments: list[str] | None = None) -> int:
                           f"{row.shared_bytes} shared", flush=True)  # fmt: skip
                 print(f"  the banded one has {ratio:.1f} times less to do", flush=True)
     if options.write:
-        TABLE.write_text(json.dumps({"triton": triton.__version__, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        TABLE.write_text(
+            json.dumps({"triton": triton.__version__, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+        )
     return 0
 
 

@@ -31,8 +31,17 @@ from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, Invert
 from mednext_ops.backends.triton import bottleneck, convolution, normalization, statistics
 from mednext_ops.backends.triton.launch import INTERPRETS, Launch, recording
 
-__all__ = ["PROBLEMS", "TARGETS", "CompiledKernel", "compare", "compile_for", "compile_launch", "main", "record",
-           "refusal"]
+__all__ = [
+    "PROBLEMS",
+    "TARGETS",
+    "CompiledKernel",
+    "compare",
+    "compile_for",
+    "compile_launch",
+    "main",
+    "record",
+    "refusal",
+]
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

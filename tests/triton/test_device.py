@@ -29,7 +29,7 @@ RUNS = 100
 
 @pytest.fixture(autouse=True)
 def _on_triton(triton_backend, tmp_path, monkeypatch):
-    """Every op that Triton has a kernel for runs on it, with the first way of each list: timed() asks for the fastest."""
+    """Every op that Triton has a kernel for runs on it, in the first way of its list; ``timed`` finds the fastest."""
     from mednext_ops.backends.triton import tuning
 
     monkeypatch.setenv("MEDNEXT_OPS_TRITON_CACHE", str(tmp_path))

@@ -26,6 +26,7 @@ __all__ = [
     "check_statistics",
 ]
 
+
 def check_input(op: str, input: torch.Tensor) -> None:
     """[N, C, D, H, W] in a dtype and on a device that kernels run on; only the batch may be empty."""
     if input.layout is not torch.strided:

@@ -1,7 +1,7 @@
 """Depthwise convolution at stride 1 in 16 bits and NCDHW, and its data gradient, as products on tensor cores.
 
-A row of the output is a product of overlapping windows of an input row with a band that holds a row of taps, an octet of
-outputs a window (docs/kernels/banded_convolution.md has the picture):
+A row of the output is a product of overlapping windows of an input row with a band that holds a row of taps, an octet
+of outputs a window (docs/kernels/banded_convolution.md has the picture):
 
 ```
 window[m, kappa] = source[8 m + kappa - 4]         [BV / 8, 16], a row m an octet of the destination
@@ -10,9 +10,12 @@ window @ band    = what this row of taps adds to destination 8 m + n
 ```
 
 A program has BV voxels of every plane of one channel and walks along D, BD planes far. It keeps the sums of the KD
-planes that an input plane adds to; one of them is complete after each, is stored, and the others move up. So a window is
-loaded KH times and multiplied KD KH times. The bands are made once and stay in shared memory or registers.
+planes that an input plane adds to; one of them is complete after each, is stored, and the others move up. So a window
+is loaded KH times and multiplied KD KH times. The bands are made once and stay in shared memory or registers.
 """
+
+# Triton unrolls the loops that make tuples; to a type checker their length changes.
+# mypy: disable-error-code="assignment, misc"
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from mednext_ops.backends.triton.numerics import column_sums, product, rounded
 
 __all__ = ["OCTET", "SHIFT", "WINDOW", "banded_convolution"]
 
-#: Outputs and inputs of a window, and how far to the left of its outputs it begins: 16 is what a product takes at least.
+#: Outputs and inputs of a window, and how far to the left of its outputs it begins: a product takes 16 at least.
 OCTET = tl.constexpr(8)
 WINDOW = tl.constexpr(16)
 SHIFT = tl.constexpr(4)

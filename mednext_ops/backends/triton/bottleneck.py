@@ -51,7 +51,9 @@ def inverted_bottleneck(
         gain = GlobalResponse(tensors.sums(squares=True)["squares"], grn[0]).gain.contiguous()
         shift = torch.mv(compress_weight.float(), grn[1].float())
         bias = shift if bias is None else bias.float() + shift
-    output = tensors.input.new_empty(_output_shape(input, compress_weight)).contiguous(memory_format=tensors.memory_format)
+    output = tensors.input.new_empty(_output_shape(input, compress_weight)).contiguous(
+        memory_format=tensors.memory_format
+    )
     tensors.launch_tiles(
         kernels.forward,
         bias=bias,

@@ -214,14 +214,14 @@ def _has_bands(geometry: ConvGeometry, dtype: torch.dtype) -> bool:
         and geometry.stride == geometry.dilation == (1, 1, 1)
         and max(kernel[:2]) <= 7  # a sum for each plane of taps, a band for each row
         and kernel[2] >= 3
-        and 0 <= min(before, behind)
+        and min(before, behind) >= 0
         and max(before, behind) <= SHIFT.value  # a window has so many elements beside its octet
         and not amd()
     )
 
 
 def _banded_ways(source: torch.Tensor, affine: bool) -> list[Blocks]:
-    """Copies in flight cost shared memory; where two tensors are loaded, registers too, and nothing is copied directly.
+    """Copies in flight cost shared memory; where two tensors are loaded, registers too: neither is what is multiplied.
 
     Programs of 64 threads multiply by mma.sync on sm_90 too. Of 128 and more, from 64 octets on, they use wgmma there,
     which is for larger products: docs/triton.md.
@@ -231,7 +231,11 @@ def _banded_ways(source: torch.Tensor, affine: bool) -> list[Blocks]:
         return [Blocks.of(128, 1, BV=256, BD=32), Blocks.of(64, 1, BV=128, BD=8)]
     if width % KNOWN_DIVISOR:
         return [Blocks.of(64, 1, BV=256, BD=32), Blocks.of(64, 2, BV=256, BD=32), Blocks.of(64, 1, BV=256, BD=8)]
-    return [Blocks.of(64, stages, BV=512, BD=32), Blocks.of(128, stages, BV=1024, BD=32), Blocks.of(64, 1, BV=256, BD=8)]
+    return [
+        Blocks.of(64, stages, BV=512, BD=32),
+        Blocks.of(128, stages, BV=1024, BD=32),
+        Blocks.of(64, 1, BV=256, BD=8),
+    ]
 
 
 def _band_arguments(geometry: ConvGeometry, scatter: bool, source: torch.Tensor) -> dict[str, Any]:

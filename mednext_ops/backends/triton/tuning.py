@@ -1,10 +1,11 @@
 """Which of a kernel's few ways to be cut is fastest on this GPU: timed once a kind of problem, then kept on disk.
 
-A kind is the kernel, types, format, channels and the number of voxels to the next power of two. The first way
-of each list is the one that needs no timing: it is taken in the interpreter and with MEDNEXT_OPS_TRITON_TUNE=0, and for
-a kind that is met for the first time while a CUDA graph is captured, when nothing may be timed. What was found is kept in a file for a device, a version of Triton
-and one of this package, in MEDNEXT_OPS_TRITON_CACHE (default: ``mednext_ops/triton`` of the user's cache folder), so
-that the same way, and with it the same order of sums, is taken in every later run.
+A kind is the kernel, types, format, channels and the number of voxels to the next power of two. The first way of each
+list is the one that needs no timing: it is taken in the interpreter and with MEDNEXT_OPS_TRITON_TUNE=0, and for a kind
+that is met for the first time while a CUDA graph is captured, when nothing may be timed. What was found is kept in a
+file for a device, a version of Triton and one of this package, in MEDNEXT_OPS_TRITON_CACHE (default:
+``mednext_ops/triton`` of the user's cache folder), so that the same way, and with it the same order of sums, is taken
+in every later run.
 """
 
 from __future__ import annotations
