@@ -196,6 +196,25 @@ def test_what_goes_to_the_bands_and_what_does_not(banded):
     assert banded.recorded(amd=True, **usual) == "direct_convolution"
 
 
+def test_widths_that_are_cut_in_other_ways_are_timed_apart(triton_backend, monkeypatch):
+    """Else each would find the other's way in the place of its own, and time anew at every call."""
+    from mednext_ops.backends.triton import convolution
+
+    ways_of = {}
+
+    def choose(kernel, key, ways, over, run):
+        assert ways_of.setdefault((kernel, key), ways) == ways
+        return ways[0]
+
+    monkeypatch.setattr(convolution, "INTERPRETS", False)
+    monkeypatch.setattr(convolution, "choose", choose)
+    w, geometry = torch.randn(1, 1, 3, 3, 3), ConvGeometry((3, 3, 3), padding=(1, 1, 1))
+    for width in (16, 12, 14, 15):  # voxels to the same power of two
+        x = torch.randn(1, 1, 2, 2, width).half()
+        convolution.depthwise_conv3d_backward(x, x, w, geometry, None, True, True)
+    assert len(ways_of) == 4 + 2
+
+
 def test_a_gpu_times_both_formulations_and_takes_the_banded_one_untimed(triton_backend, monkeypatch):
     from mednext_ops.backends.triton import convolution
 

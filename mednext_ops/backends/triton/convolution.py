@@ -136,7 +136,7 @@ def _weight_gradient(
     if odd or max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
         sizes = [(2048, 128), (1024, 128), (4096, 256)]
     ways = [Blocks.of(threads, BV=elements // tile, BC=tile) for elements, threads in sizes]
-    key = kind(small, channels_last, affine is not None, geometry)
+    key = kind(small, channels_last, affine is not None, geometry, "odd" if odd else "even")
     return run(choose("direct_weight_gradient", key, ways, small, run))
 
 
@@ -198,7 +198,9 @@ def _convolve(
         banded_ways = _banded_ways(source, affine is not None)
         # In the interpreter it is programs that cost, and a banded one has a single channel.
         ways = [*ways, *banded_ways] if INTERPRETS else [*banded_ways, ways[0]]
-    key = kind(destination, channels_last, affine is not None, statistics, scatter, geometry)
+    # Widths of other divisors have other ways, and other code.
+    width = math.gcd(source.shape[4], KNOWN_DIVISOR)
+    key = kind(destination, channels_last, affine is not None, statistics, scatter, geometry, width)
     return destination, run(choose("convolution", key, ways, destination, run))
 
 
