@@ -122,7 +122,6 @@ PROBLEMS: dict[str, Callable[[], None]] = {
     "convolution k3 bf16": lambda: _convolution(3, BFLOAT16),
     "convolution k5 bf16": lambda: _convolution(5, BFLOAT16),
     "convolution k7 bf16": lambda: _convolution(7, BFLOAT16),
-    "convolution k3 bf16 of 63 voxels": lambda: _convolution(3, BFLOAT16, extent=63),
     "convolution k7 bf16 of 63 voxels": lambda: _convolution(7, BFLOAT16, extent=63),
     "convolution k7 bf16 of 40 voxels": lambda: _convolution(7, BFLOAT16, extent=40),
     "convolution k5 fp16": lambda: _convolution(5, FLOAT16),

@@ -18,7 +18,7 @@ from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient
 from ..emulation.test_depthwise_convolution import Drawn, check_backward, check_forward, draw, gradient_of, tensors_of
 from .test_depthwise_convolution import block
 
-PROBLEMS = 8
+PROBLEMS = 6
 MOST_PRODUCTS = 300
 
 
@@ -99,7 +99,7 @@ def test_the_networks_convolutions(banded, kernel, dtype, size):
     check_backward(banded, p)
 
 
-@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 5), (1, 1, 9), (5, 3, 7)])
+@pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 5), (1, 1, 9)])
 def test_kernels_of_other_forms(banded, kernel):
     p = block(3, torch.bfloat16, size=(3, 5, 10), channels=1)
     p = replace(p, geometry=ConvGeometry(kernel, padding=tuple(k // 2 for k in kernel)))

@@ -42,7 +42,7 @@ def calls(triton_backend, device, monkeypatch):
     assert served
 
 
-@pytest.mark.parametrize(("kernel", "dtype"), [((3, 3, 3), FLOAT32), ((3, 3, 3), BFLOAT16), ((5, 5, 5), FLOAT16)])
+@pytest.mark.parametrize(("kernel", "dtype"), [((3, 3, 3), FLOAT32), ((3, 3, 3), BFLOAT16), ((3, 3, 3), FLOAT16)])
 def test_convolutions_error_is_within_twice_that_of_pytorch(device, kernel, dtype):
     convolution.test_error_is_within_twice_that_of_pytorch(device, kernel, dtype)
 
@@ -73,7 +73,6 @@ def test_a_constant_channel_gives_the_norms_bias(device):
         ("down", (2, 2, 2), False, FLOAT32),
         ("down", (1, 2, 2), True, BFLOAT16),
         ("up", (2, 2, 2), True, FLOAT16),
-        ("up", (1, 2, 2), False, FLOAT32),
     ],
 )
 def test_a_blocks_error_is_within_twice_that_of_pytorch(device, form, stride, with_grn, dtype):
