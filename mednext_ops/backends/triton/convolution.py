@@ -133,7 +133,8 @@ def _weight_gradient(
     # Larger tiles share the sums at their end among more products, smaller ones leave registers for more programs.
     sizes = [(4096, 128), (2048, 128), (8192, 256)]
     odd = small.shape[4] % KNOWN_DIVISOR or large.shape[4] % KNOWN_DIVISOR
-    if odd or max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
+    wide = max(geometry.kernel_size) > 5
+    if odd or wide or max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
         sizes = [(2048, 128), (1024, 128), (4096, 256)]
     ways = [Blocks.of(threads, BV=elements // tile, BC=tile) for elements, threads in sizes]
     key = kind(small, channels_last, affine is not None, geometry, "odd" if odd else "even")
