@@ -16,7 +16,8 @@
 #     INSTALLED=1     the package is installed in PYTHON's environment: nothing is built
 set -uo pipefail
 
-steps=(environment build info tests parity memcheck racecheck initcheck synccheck ops blocks network scaling)
+steps=(environment build info tests triton parity memcheck racecheck initcheck synccheck ops blocks network scaling
+       triton_ops)
 form=${1:-quick}
 if [[ $form != quick && $form != full ]]; then
     echo "device_check.sh: the form is 'quick' or 'full', got '$form'" >&2
@@ -92,17 +93,29 @@ build() {
 
 information() { "$PYTHON" -m mednext_ops.info --json | tee "$OUT/info.json"; }
 
-tests() {
+# device_tests REPORT PATH...: those marked `gpu`.
+device_tests() {
+    local report=$1
+    shift
     "$PYTHON" -c 'import pytest, sys, torch
 torch.cuda.is_available() or sys.exit("there is no GPU for the tests")' || return 3
     local workers=()
     "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$((($(nproc) + 2) / 3))")
     MEDNEXT_OPS_TEST_INSTALLED=1 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --continue-on-collection-errors \
-        "${workers[@]}" --junitxml "$OUT/tests.xml" --rootdir "$root" -c "$root/pyproject.toml" \
-        "$root/tests/ops" "$root/tests/mednext" "$root/tests/build/test_group_norm_statistics.py"
+        "${workers[@]}" --junitxml "$OUT/$report" --rootdir "$root" -c "$root/pyproject.toml" "$@"
     local status=$?
     ((status == 5)) && return 3 # no test was left: there is no GPU
     return "$status"
+}
+
+tests() {
+    device_tests tests.xml "$root/tests/ops" "$root/tests/mednext" "$root/tests/build/test_group_norm_statistics.py"
+}
+
+# Kernels are compiled as they are met, so most of the time is the compiler's.
+triton() {
+    "$PYTHON" -c 'import triton' || return 3
+    device_tests triton.xml "$root/tests/triton"
 }
 
 parity() {
@@ -127,7 +140,7 @@ sanitizer() {
         --problems "$2" --seconds "$3"
 }
 
-export -f environment build information tests parity sanitizer
+export -f environment build information device_tests tests triton parity sanitizer
 export root site OUT WORK PYTHON
 
 # What is not timed runs side by side; timings run alone.
@@ -137,6 +150,7 @@ step info 60 bash -c information
 summarize >/dev/null
 if [[ $form == quick ]]; then
     step tests 120 bash -c tests &
+    step triton 140 bash -c triton &
     step parity 100 bash -c 'parity --problems 15 --seconds 25 --checks random bitwise stream graph' &
     step memcheck 100 bash -c 'sanitizer memcheck 1 60' &
     step racecheck 100 bash -c 'sanitizer racecheck 1 60' &
@@ -144,8 +158,10 @@ if [[ $form == quick ]]; then
     summarize >/dev/null
     step ops 80 "$PYTHON" -m mednext.bench ops --device cuda --quick --output "$OUT/ops"
     step network 90 "$PYTHON" -m mednext.bench network --device cuda --quick --output "$OUT/network"
+    step triton_ops 90 "$PYTHON" -m mednext.bench ops --device cuda --quick --backend triton --output "$OUT/triton-ops"
 else
     step tests 170 bash -c tests &
+    step triton 170 bash -c triton &
     step parity 170 bash -c 'parity --problems 300 --seconds 60' &
     step memcheck 170 bash -c 'sanitizer memcheck 3 120' &
     step racecheck 170 bash -c 'sanitizer racecheck 3 120' &
@@ -157,5 +173,6 @@ else
     step blocks 60 "$PYTHON" -m mednext.bench blocks --device cuda --output "$OUT/blocks"
     step network 120 "$PYTHON" -m mednext.bench network --device cuda --output "$OUT/network"
     step scaling 120 "$PYTHON" -m mednext.bench scaling --device cuda --output "$OUT/scaling"
+    step triton_ops 120 "$PYTHON" -m mednext.bench ops --device cuda --backend triton --output "$OUT/triton-ops"
 fi
 summarize

@@ -84,6 +84,7 @@ def main() -> int:
         "seconds": options.seconds,
         "steps": steps(folder),
         "tests": tests(folder / "tests.xml"),
+        "triton_tests": tests(folder / "triton.xml"),
         "parity": {f.stem.removeprefix("parity-"): checks(f) for f in sorted(folder.glob("parity-*.json"))},
         "benchmarks": {f.parent.name: rows(f) for f in sorted(folder.glob("*/results.json"))},
     }

@@ -31,7 +31,17 @@ from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, Invert
 from mednext_ops.backends.triton import bottleneck, convolution, normalization, statistics
 from mednext_ops.backends.triton.launch import INTERPRETS, Launch, recording
 
-__all__ = ["PROBLEMS", "TARGETS", "CompiledKernel", "compare", "compile_launch", "main", "record", "refusal"]
+__all__ = [
+    "PROBLEMS",
+    "TARGETS",
+    "CompiledKernel",
+    "compare",
+    "compile_for",
+    "compile_launch",
+    "main",
+    "record",
+    "refusal",
+]
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -71,10 +81,11 @@ def _empty(*shape: int, dtype: torch.dtype = FLOAT32, memory_format: torch.memor
 
 
 def _convolution(kernel: int, dtype: torch.dtype, stride: int = 1, transposed: bool = False,
-                 memory_format: torch.memory_format = CONTIGUOUS, channels: int = 32) -> None:  # fmt: skip
+                 memory_format: torch.memory_format = CONTIGUOUS, channels: int = 32,
+                 extent: int = 64) -> None:  # fmt: skip
     """A convolution with statistics, and both gradients of a GroupNorm that follows it."""
     geometry = ConvGeometry((kernel,) * 3, (stride,) * 3, (kernel // 2,) * 3, transposed=transposed)
-    x = _empty(2, channels, 64, 64, 64, dtype=dtype, memory_format=memory_format)
+    x = _empty(2, channels, extent, extent, extent, dtype=dtype, memory_format=memory_format)
     w = _empty(channels, 1, *geometry.kernel_size)
     y, _, _ = convolution.depthwise_conv3d_statistics(x, w, None, geometry, channels, 1e-5)
     maps = [_empty(2, channels) for _ in range(3)]
@@ -111,6 +122,8 @@ PROBLEMS: dict[str, Callable[[], None]] = {
     "convolution k3 bf16": lambda: _convolution(3, BFLOAT16),
     "convolution k5 bf16": lambda: _convolution(5, BFLOAT16),
     "convolution k7 bf16": lambda: _convolution(7, BFLOAT16),
+    "convolution k7 bf16 of 63 voxels": lambda: _convolution(7, BFLOAT16, extent=63),
+    "convolution k7 bf16 of 40 voxels": lambda: _convolution(7, BFLOAT16, extent=40),
     "convolution k5 fp16": lambda: _convolution(5, FLOAT16),
     "convolution k5 fp32": lambda: _convolution(5, FLOAT32),
     "convolution k3 bf16 channels_last_3d": lambda: _convolution(3, BFLOAT16, memory_format=CHANNELS_LAST),
@@ -128,9 +141,9 @@ PROBLEMS: dict[str, Callable[[], None]] = {
 }
 
 
-def record(problem: str) -> list[Launch]:
-    """The launches of a problem of :data:`PROBLEMS`, each as often as it is made."""
-    with recording() as launches:
+def record(problem: str, target: str) -> list[Launch]:
+    """The launches of a problem of :data:`PROBLEMS` on one of :data:`TARGETS`, each as often as it is made."""
+    with recording(amd=TARGETS[target].backend == "hip") as launches:
         PROBLEMS[problem]()
     return launches
 
@@ -158,10 +171,15 @@ def _source(launch: Launch) -> Any:
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
+def compile_for(launch: Launch, target: str) -> Any:
+    """Triton's own description of the kernel, with its code."""
+    options = launch.blocks.options(TARGETS[target].warp_size)
+    return triton.compile(_source(launch), target=TARGETS[target], options=options)
+
+
 def compile_launch(problem: str, launch: Launch, target: str) -> CompiledKernel:
     """Compile what a launch needs for one of :data:`TARGETS`."""
-    options = launch.blocks.options(TARGETS[target].warp_size)
-    compiled = triton.compile(_source(launch), target=TARGETS[target], options=options)
+    compiled = compile_for(launch, target)
     if target.startswith("sm_"):
         registers, spills = _nvidia_usage(compiled.asm["cubin"])
         products = len(re.findall(r"^\s*(?:@\S+ )?(?:mma\.sync|wgmma\.mma_async)", compiled.asm["ptx"], re.MULTILINE))
@@ -201,7 +219,7 @@ def _amd_usage(assembly: str) -> tuple[int, int]:
 
 def _compiled(task: tuple[str, str]) -> list[CompiledKernel]:
     problem, target = task
-    return list(dict.fromkeys(compile_launch(problem, launch, target) for launch in record(problem)))
+    return list(dict.fromkeys(compile_launch(problem, launch, target) for launch in record(problem, target)))
 
 
 def collect(problems: Iterable[str], targets: Iterable[str]) -> Iterator[CompiledKernel]:

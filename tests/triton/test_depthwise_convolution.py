@@ -16,7 +16,7 @@ from mednext_ops.backends.problem import ConvGeometry
 
 from ..emulation.test_depthwise_convolution import Drawn, check_backward, check_forward, draw
 
-PROBLEMS = 24
+PROBLEMS = 16
 CHUNKS = 4
 MOST_TAPS = 70
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

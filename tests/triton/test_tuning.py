@@ -92,23 +92,32 @@ def test_a_way_that_the_gpu_has_no_room_for_is_never_fastest(triton_backend, mon
     assert tuning._milliseconds(run, tuning.Blocks.of(BV=1024)) == float("inf")
 
 
-def test_where_nothing_may_be_timed_the_first_is_taken(tuning, ways, monkeypatch):
+def test_a_captured_graph_has_the_way_that_a_run_before_found(tuning, ways, monkeypatch, caplog):
     runs = Runs()
+    tuning.choose("kernel", ("warm",), ways, OVER, runs)
     monkeypatch.setattr(tuning, "_may_time", lambda: False)
-    assert tuning.choose("kernel", (), ways, OVER, runs) is ways[0] and runs == []
+    with caplog.at_level("WARNING", logger="mednext_ops"):
+        assert tuning.choose("kernel", ("warm",), ways, OVER, runs)["BV"] == 256
+        assert not caplog.records
+        assert tuning.choose("kernel", ("cold",), ways, OVER, runs) is ways[0]
+    assert len(runs) == 3 and "run the step once outside of it" in caplog.text
+    monkeypatch.setattr(tuning, "_may_time", lambda: True)
+    assert tuning.choose("kernel", ("cold",), ways, OVER, runs)["BV"] == 256
 
 
-def test_when_it_may_be_timed(triton_backend, monkeypatch):
+def test_nothing_is_timed_while_a_graph_is_captured(triton_backend, monkeypatch):
     from mednext_ops.backends.triton import tuning
 
-    capturing = False
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    assert tuning._may_time()
-    capturing = True
-    assert not tuning._may_time()
-    capturing = False
+    for capturing in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda answer=capturing: answer)
+        assert tuning._may_time() == (not capturing)
+
+
+def test_where_nothing_is_to_be_timed_the_first_is_taken(tuning, ways, monkeypatch):
+    runs = Runs()
+    tuning.choose("kernel", (), ways, OVER, runs)
     monkeypatch.setenv("MEDNEXT_OPS_TRITON_TUNE", "0")
-    assert not tuning._may_time()
+    assert tuning.choose("kernel", (), ways, OVER, runs) is ways[0] and len(runs) == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here times decide")

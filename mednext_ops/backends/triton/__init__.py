@@ -16,6 +16,7 @@ import torch
 from mednext_ops.backends.problem import InvertedBottleneckGradients, Problem
 
 __all__ = [
+    "DTYPES",
     "NAME",
     "depthwise_conv3d",
     "depthwise_conv3d_backward",
@@ -32,7 +33,8 @@ __all__ = [
 
 NAME = "triton"
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Of volumes; parameters may be float32 beside any of them.
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 #: The module that serves an op; none has the name of one, which importing it would put in the place of the function.
 _MODULES = {
@@ -81,10 +83,12 @@ def supports(problem: Problem) -> str | None:
     if problem.op not in _MODULES:
         return f"it has no kernel for {problem.op}"
     for dtype in (problem.dtype, problem.parameter_dtype):
-        if dtype is not None and dtype not in _DTYPES:
+        if dtype is not None and dtype not in DTYPES:
             return f"it has no kernel for {dtype}"
     if len(problem.shape) != 5:
         return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
+    if min(problem.shape[1:]) < 1:
+        return f"it takes a channel and a voxel at least, not {'x'.join(map(str, problem.shape))}"
     if problem.op.startswith("inverted_bottleneck"):
         most = 64 if problem.dtype == torch.float32 else 128
         channels = problem.shape[1], problem.out_channels or 0

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds, memory_format_of
 from mednext_ops.backends.triton import bottleneck_kernels as kernels
+from mednext_ops.backends.triton.arguments import check_input, check_like, check_parameter, check_statistics
 from mednext_ops.backends.triton.launch import Blocks, cdiv, launch, needs_64_bits
 from mednext_ops.backends.triton.reduction import sum_of_parts
 from mednext_ops.backends.triton.tuning import choose, kind
@@ -40,14 +41,19 @@ def inverted_bottleneck(
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
     """input [N, C, D, H, W], expand_weight [R, C], compress_weight [O, R] -> [N, O, D, H, W], dtype and format kept."""
+    op = "inverted_bottleneck"
+    _check(op, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight, grn)
+    check_parameter(op, "compress_bias", compress_bias, compress_weight.shape[:1], input)
+    check_like(op, "residual", residual, _output_shape(input, compress_weight), input)
     tensors = _Tensors(input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight)
     bias, gain = compress_bias, None
     if grn is not None:
         gain = GlobalResponse(tensors.sums(squares=True)["squares"], grn[0]).gain.contiguous()
         shift = torch.mv(compress_weight.float(), grn[1].float())
         bias = shift if bias is None else bias.float() + shift
-    shape = (input.shape[0], compress_weight.shape[0], *input.shape[2:])
-    output = tensors.input.new_empty(shape).contiguous(memory_format=tensors.memory_format)
+    output = tensors.input.new_empty(_output_shape(input, compress_weight)).contiguous(
+        memory_format=tensors.memory_format
+    )
     tensors.launch_tiles(
         kernels.forward,
         bias=bias,
@@ -72,6 +78,9 @@ def inverted_bottleneck_backward(
     needs: InvertedBottleneckNeeds,
 ) -> InvertedBottleneckGradients:
     """The gradients that ``needs`` names, from the forward's inputs alone; those of parameters in float32."""
+    op = "inverted_bottleneck_backward"
+    _check(op, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight, grn)
+    check_like(op, "grad_output", grad_output, _output_shape(input, compress_weight), input)
     tensors = _Tensors(input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight)
     grad_output = tensors.alike(grad_output)
     needs_hidden = needs.input or needs.norm or needs.expand
@@ -99,6 +108,38 @@ def inverted_bottleneck_backward(
             kernels.normalized_gradient, grad_output=grad_output, gain=gain, slope=slope, grad=found["grad"]
         )
     return InvertedBottleneckGradients(**found)
+
+
+def _output_shape(input: torch.Tensor, compress_weight: torch.Tensor) -> tuple[int, ...]:
+    return (input.shape[0], compress_weight.shape[0], *input.shape[2:])
+
+
+def _check(
+    op: str,
+    input: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    expand_weight: torch.Tensor,
+    expand_bias: torch.Tensor | None,
+    compress_weight: torch.Tensor,
+    grn: Grn | None,
+) -> None:
+    check_input(op, input)
+    check_statistics(op, mean, rstd, input)
+    channels, hidden, outputs = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
+    gamma, beta = grn or (None, None)
+    for name, parameter, shape in (
+        ("norm_weight", norm_weight, (channels,)),
+        ("norm_bias", norm_bias, (channels,)),
+        ("expand_weight", expand_weight, (hidden, channels)),
+        ("expand_bias", expand_bias, (hidden,)),
+        ("compress_weight", compress_weight, (outputs, hidden)),
+        ("grn gamma", gamma, (hidden,)),
+        ("grn beta", beta, (hidden,)),
+    ):
+        check_parameter(op, name, parameter, shape, input)
 
 
 class _Tensors:

@@ -9,9 +9,17 @@ import torch
 import triton.language as tl
 
 from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, memory_format_of
+from mednext_ops.backends.triton.arguments import (
+    check_convolution,
+    check_gradient,
+    check_groups,
+    check_like,
+    check_parameter,
+)
+from mednext_ops.backends.triton.banded_convolution import OCTET, SHIFT, banded_convolution
 from mednext_ops.backends.triton.direct_convolution import direct_convolution
 from mednext_ops.backends.triton.direct_weight_gradient import direct_weight_gradient
-from mednext_ops.backends.triton.launch import Blocks, cdiv, channel_tile, launch, needs_64_bits
+from mednext_ops.backends.triton.launch import INTERPRETS, Blocks, amd, cdiv, channel_tile, launch, needs_64_bits
 from mednext_ops.backends.triton.reduction import sum_of_parts
 from mednext_ops.backends.triton.statistics import merged
 from mednext_ops.backends.triton.tuning import choose, kind
@@ -19,11 +27,15 @@ from mednext_ops.backends.triton.tuning import choose, kind
 __all__ = ["depthwise_conv3d", "depthwise_conv3d_backward", "depthwise_conv3d_statistics"]
 
 
+#: Triton compiles anew for arguments that this divides, and knows it. For other widths addresses take more registers.
+KNOWN_DIVISOR = 16
+
+
 def depthwise_conv3d(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry
 ) -> torch.Tensor:
     """input [N, C, D, H, W], weight [C, 1, kd, kh, kw], bias [C] -> [N, C, D', H', W'], dtype and format kept."""
-    return _forward(input, weight, bias, geometry, statistics=False)[0]
+    return _forward("depthwise_conv3d", input, weight, bias, geometry, statistics=False)[0]
 
 
 def depthwise_conv3d_statistics(
@@ -35,14 +47,23 @@ def depthwise_conv3d_statistics(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The convolution, and mean and rstd [N, G] of its output as it is stored, in one pass over it."""
-    output, moments = _forward(input, weight, bias, geometry, statistics=True)
+    op = "depthwise_conv3d_statistics"
+    check_groups(op, num_groups, input.shape[1])
+    output, moments = _forward(op, input, weight, bias, geometry, statistics=True)
     assert moments is not None
     return output, *merged(moments, num_groups, eps)
 
 
 def _forward(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: ConvGeometry, statistics: bool
+    op: str,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: ConvGeometry,
+    statistics: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    check_convolution(op, input, weight, geometry)
+    check_parameter(op, "bias", bias, input.shape[1:2], input)
     size = geometry.output_size(input.shape[2:])
     memory_format = memory_format_of(input)
     return _convolve(input, None, weight, bias, None, geometry, geometry.transposed, size, memory_format, statistics)
@@ -58,6 +79,10 @@ def depthwise_conv3d_backward(
     needs_weight: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients of the input (plus ``add``) and of the weight (float32); the affine map is applied on load."""
+    op = "depthwise_conv3d_backward"
+    check_convolution(op, input, weight, geometry)
+    check_gradient(op, grad_output, input, geometry)
+    check_like(op, "add", add, input.shape, input)
     grad, affine = (grad_output, None) if isinstance(grad_output, torch.Tensor) else (grad_output.grad, grad_output)
     memory_format = memory_format_of(input)
     data = grad_weight = None
@@ -107,10 +132,12 @@ def _weight_gradient(
 
     # Larger tiles share the sums at their end among more products, smaller ones leave registers for more programs.
     sizes = [(4096, 128), (2048, 128), (8192, 256)]
-    if max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
+    odd = small.shape[4] % KNOWN_DIVISOR or large.shape[4] % KNOWN_DIVISOR
+    wide = max(geometry.kernel_size) > 5
+    if odd or wide or max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
         sizes = [(2048, 128), (1024, 128), (4096, 256)]
     ways = [Blocks.of(threads, BV=elements // tile, BC=tile) for elements, threads in sizes]
-    key = kind(small, channels_last, affine is not None, geometry)
+    key = kind(small, channels_last, affine is not None, geometry, "odd" if odd else "even")
     return run(choose("direct_weight_gradient", key, ways, small, run))
 
 
@@ -144,16 +171,23 @@ def _convolve(
         "channels": channels,
         **extents_of("source", source.shape[2:]),
         **extents_of("destination", size),
-        **geometry_arguments(geometry),
-        "SCATTER": scatter,
-        "CHANNELS_LAST": channels_last,
         "INDEX": tl.int64 if needs_64_bits(source, destination) else tl.int32,
     }
+    direct = {**geometry_arguments(geometry), "SCATTER": scatter, "CHANNELS_LAST": channels_last}
 
     def run(blocks: Blocks) -> torch.Tensor | None:
-        parts = cdiv(math.prod(extents), blocks["BV"]) * math.prod(classes)
+        banded = "BD" in blocks
+        if banded:
+            octets = size[1] * cdiv(size[2], OCTET.value)
+            tiles = cdiv(octets, blocks["BV"] // OCTET.value)
+            parts, programs = size[0] * tiles, batch * channels * cdiv(size[0], blocks["BD"]) * tiles
+        else:
+            parts = cdiv(math.prod(extents), blocks["BV"]) * math.prod(classes)
+            programs = batch * cdiv(channels, tile) * parts
         moments = source.new_empty((batch, channels, parts, 3), dtype=torch.float32) if statistics else None
-        launch(direct_convolution, batch * cdiv(channels, tile) * parts, blocks, moments=moments, **arguments)
+        kernel = banded_convolution if banded else direct_convolution
+        special = _band_arguments(geometry, scatter, source) if banded else direct
+        launch(kernel, programs, blocks, moments=moments, **arguments, **special)
         return moments
 
     # Larger tiles share the weights, smaller ones fill a GPU from fewer voxels.
@@ -161,8 +195,60 @@ def _convolve(
     if channels_last or max(geometry.stride) > 1:  # offsets that are no plain shifts of each other take registers
         sizes = [(512, 128), (256, 128), (1024, 256)]
     ways = [Blocks.of(threads, BV=elements // tile, BC=tile) for elements, threads in sizes]
-    key = kind(destination, channels_last, affine is not None, statistics, scatter, geometry)
-    return destination, run(choose("direct_convolution", key, ways, destination, run))
+    if not channels_last and _has_bands(geometry, source.dtype):
+        banded_ways = _banded_ways(source, affine is not None)
+        # In the interpreter it is programs that cost, and a banded one has a single channel.
+        ways = [*ways, *banded_ways] if INTERPRETS else [*banded_ways, ways[0]]
+    # Widths of other divisors have other ways, and other code.
+    width = math.gcd(source.shape[4], KNOWN_DIVISOR)
+    key = kind(destination, channels_last, affine is not None, statistics, scatter, geometry, width)
+    return destination, run(choose("convolution", key, ways, destination, run))
+
+
+def _has_bands(geometry: ConvGeometry, dtype: torch.dtype) -> bool:
+    """Whether a convolution and its mirror image are products of windows with bands of taps, on tensor cores.
+
+    AMD's are left out: their products are 16 wide at least, an octet falls back to single multiplications.
+    """
+    kernel, before = geometry.kernel_size, geometry.padding[2]
+    behind = kernel[2] - 1 - before
+    return (
+        dtype in (torch.float16, torch.bfloat16)
+        and geometry.stride == geometry.dilation == (1, 1, 1)
+        and max(kernel[:2]) <= 7  # a sum for each plane of taps, a band for each row
+        and kernel[2] >= 3
+        and min(before, behind) >= 0
+        and max(before, behind) <= SHIFT.value  # a window has so many elements beside its octet
+        and not amd()
+    )
+
+
+def _banded_ways(source: torch.Tensor, affine: bool) -> list[Blocks]:
+    """Copies in flight cost shared memory; where two tensors are loaded, registers too: neither is what is multiplied.
+
+    Programs of 64 threads multiply by mma.sync on sm_90 too. Of 128 and more, from 64 octets on, they use wgmma there,
+    which is for larger products: docs/triton.md.
+    """
+    width, stages = source.shape[4], 1 if affine else 2
+    if width % 4:  # single elements are loaded, each with an address
+        return [Blocks.of(128, 1, BV=256, BD=32), Blocks.of(64, 1, BV=128, BD=8)]
+    if width % KNOWN_DIVISOR:
+        return [Blocks.of(64, 1, BV=256, BD=32), Blocks.of(64, 2, BV=256, BD=32), Blocks.of(64, 1, BV=256, BD=8)]
+    return [
+        Blocks.of(64, stages, BV=512, BD=32),
+        Blocks.of(128, stages, BV=1024, BD=32),
+        Blocks.of(64, 1, BV=256, BD=8),
+    ]
+
+
+def _band_arguments(geometry: ConvGeometry, scatter: bool, source: torch.Tensor) -> dict[str, Any]:
+    """A gradient reads with the kernel's mirror image, whose padding is what the kernel reaches behind its centre."""
+    padding = geometry.padding
+    if scatter:
+        padding = tuple(k - 1 - p for k, p in zip(geometry.kernel_size, padding, strict=True))  # type: ignore[assignment]
+    names = (("K", geometry.kernel_size), ("P", padding))
+    axes = {letter + axis: n for letter, values in names for axis, n in zip("DHW", values, strict=True)}
+    return {**axes, "REVERSED": scatter, "ALIGNED": 1 if source.shape[4] % 4 else 4}
 
 
 def affine_arguments(affine: GroupNormGradient | None, memory_format: torch.memory_format) -> dict[str, Any]:

@@ -20,6 +20,7 @@ __all__ = [
     "INTERPRETS",
     "Blocks",
     "Launch",
+    "amd",
     "cdiv",
     "channel_tile",
     "launch",
@@ -50,6 +51,9 @@ class Blocks:
     def __getitem__(self, name: str) -> int:
         return dict(self.sizes)[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in dict(self.sizes)
+
     def enlarged(self, voxels: int) -> Blocks:
         """For the interpreter, where it is programs that cost, not voxels: as many of these a tile as there are."""
         tile = self["BV"]
@@ -73,6 +77,7 @@ class Launch:
 
 
 _record: list[Launch] | None = None
+_recorded_for_amd = False
 
 
 def recorded() -> bool:
@@ -81,14 +86,23 @@ def recorded() -> bool:
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Record what is launched inside, in order, in place of running it: for tensors on the meta device too."""
-    global _record
-    before, _record = _record, []
+def recording(amd: bool = False) -> Iterator[list[Launch]]:
+    """Record what is launched inside, in order, in place of running it: for tensors on the meta device too.
+
+    ``amd`` says for whose GPU: a few choices differ.
+    """
+    global _record, _recorded_for_amd
+    before = _record, _recorded_for_amd
+    _record, _recorded_for_amd = [], amd
     try:
         yield _record
     finally:
-        _record = before
+        _record, _recorded_for_amd = before
+
+
+def amd() -> bool:
+    """Whether launches are for a GPU of AMD."""
+    return _recorded_for_amd if recorded() else torch.version.hip is not None
 
 
 def launch(kernel: Any, programs: int, blocks: Blocks, **arguments: Any) -> None:

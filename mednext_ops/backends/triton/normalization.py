@@ -9,6 +9,13 @@ import triton
 import triton.language as tl
 
 from mednext_ops.backends.problem import memory_format_of
+from mednext_ops.backends.triton.arguments import (
+    check_activation,
+    check_input,
+    check_like,
+    check_parameter,
+    check_statistics,
+)
 from mednext_ops.backends.triton.launch import INTERPRETS, Blocks, cdiv, channel_tile, launch, needs_64_bits
 from mednext_ops.backends.triton.numerics import column_sums, gelu, gelu_slope, rounded
 from mednext_ops.backends.triton.reduction import sum_of_parts
@@ -99,6 +106,22 @@ def gradient(
     tl.store(sums + batch.to(tl.int64) * channels * tiles, column_sums(value * normalized), there)
 
 
+def _check(
+    op: str,
+    input: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    activation: str | None,
+) -> None:
+    check_input(op, input)
+    check_statistics(op, mean, rstd, input)
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        check_parameter(op, name, parameter, input.shape[1:2], input)
+    check_activation(op, activation)
+
+
 def _cut(input: torch.Tensor) -> tuple[int, Blocks, dict[str, Any]]:
     """Programs, their blocks and the arguments that describe the tensor, contiguous in its memory format."""
     batch, channels = input.shape[:2]
@@ -126,6 +149,7 @@ def group_norm(
     activation: str | None,
 ) -> torch.Tensor:
     """``activation(weight * (input - mean) * rstd + bias)``, computed in float32, in the input's dtype."""
+    _check("group_norm", input, mean, rstd, weight, bias, activation)
     input = input.contiguous(memory_format=memory_format_of(input))
     output = torch.empty_like(input)
     programs, blocks, arguments = _cut(input)
@@ -145,6 +169,9 @@ def group_norm_backward(
     activation: str | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradient before the activation and its two sums, alone and times the normalised input, [N, C] each."""
+    op = "group_norm_backward"
+    _check(op, input, mean, rstd, weight, bias, activation)
+    check_like(op, "grad_output", grad_output, input.shape, input)
     memory_format = memory_format_of(input)
     input = input.contiguous(memory_format=memory_format)
     programs, blocks, arguments = _cut(input)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from mednext_ops.backends.problem import memory_format_of
+from mednext_ops.backends.triton.arguments import check_groups, check_input
 from mednext_ops.backends.triton.launch import INTERPRETS, Blocks, cdiv, channel_tile, launch, needs_64_bits
 from mednext_ops.backends.triton.numerics import column_sums
 
@@ -83,6 +84,8 @@ def merged(moments: torch.Tensor, num_groups: int, eps: float) -> tuple[torch.Te
 
 def group_norm_statistics(input: torch.Tensor, num_groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and 1 / sqrt(biased variance + eps) of each group: input [N, C, D, H, W] -> two float32 [N, G]."""
+    check_input("group_norm_statistics", input)
+    check_groups("group_norm_statistics", num_groups, input.shape[1])
     memory_format = memory_format_of(input)
     input = input.contiguous(memory_format=memory_format)
     channels_last = memory_format == torch.channels_last_3d

@@ -1,10 +1,11 @@
 """Which of a kernel's few ways to be cut is fastest on this GPU: timed once a kind of problem, then kept on disk.
 
-A kind is the kernel, types, format, channels and the number of voxels to the next power of two. The first way
-of each list is the one that needs no timing: it is taken where nothing may be timed (in the interpreter, while a CUDA
-graph is captured, with MEDNEXT_OPS_TRITON_TUNE=0). What was found is kept in a file for a device, a version of Triton
-and one of this package, in MEDNEXT_OPS_TRITON_CACHE (default: ``mednext_ops/triton`` of the user's cache folder), so
-that the same way, and with it the same order of sums, is taken in every later run.
+A kind is the kernel, types, format, channels and the number of voxels to the next power of two. The first way of each
+list is the one that needs no timing: it is taken in the interpreter and with MEDNEXT_OPS_TRITON_TUNE=0, and for a kind
+that is met for the first time while a CUDA graph is captured, when nothing may be timed. What was found is kept in a
+file for a device, a version of Triton and one of this package, in MEDNEXT_OPS_TRITON_CACHE (default:
+``mednext_ops/triton`` of the user's cache folder), so that the same way, and with it the same order of sums, is taken
+in every later run.
 """
 
 from __future__ import annotations
@@ -63,11 +64,14 @@ def choose(
         return ways[min(_forced, len(ways) - 1)]
     if INTERPRETS:
         return ways[0].enlarged(over.shape[2:].numel())
-    if len(ways) == 1 or recorded() or not _may_time():
+    if len(ways) == 1 or recorded() or not _tunes():
         return ways[0]
     name = f"{kernel} {' '.join(map(str, kind))}"
     times = _Times.of(over.device)
     found = times.fastest(name, ways)
+    if found is None and not _may_time():
+        logger.warning("%s was not timed before the CUDA graph was captured; run the step once outside of it", name)
+        return ways[0]
     if found is None:
         measured = {way: _milliseconds(run, way) for way in ways}
         found = min(ways, key=measured.__getitem__)
@@ -76,9 +80,11 @@ def choose(
     return found
 
 
+def _tunes() -> bool:
+    return os.environ.get("MEDNEXT_OPS_TRITON_TUNE", "1") != "0"
+
+
 def _may_time() -> bool:
-    if os.environ.get("MEDNEXT_OPS_TRITON_TUNE", "1") == "0":
-        return False
     return not torch.cuda.is_current_stream_capturing()
 
 
