@@ -6,6 +6,7 @@ of whoever made it.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -68,8 +69,11 @@ def save_model(path: Path, card: ModelCard, network: nn.Module) -> None:
 
 def save_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """`torch.save` that a kill or a power cut cannot leave half done."""
-    with replacing(path) as part, open(part, "wb") as file:  # a file: given a path, torch writes its name into it
-        torch.save(dict(content), file)
+    # Into memory first: given a path torch writes its name into the file, and of a full disk it says nothing readable.
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    with replacing(path) as part, open(part, "wb") as file:
+        file.write(buffer.getbuffer())
 
 
 def load_content(path: Path, device: str = "cpu") -> dict[str, Any]:

@@ -89,6 +89,10 @@ def convolution_plans(
     }
 
 
+#: The least compute capability that the kernels are built for, as 10 * major + minor.
+OLDEST_ARCHITECTURE = 75
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that describe a convolution on a command line."""
     group = parser.add_argument_group("how a convolution would be launched on a GPU, which need not be there")
@@ -116,7 +120,18 @@ def _triple(text: str) -> tuple[int, ...]:
 
 
 def plans_asked_for(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """:func:`convolution_plans` of what :func:`add_arguments` read."""
+    """:func:`convolution_plans` of what :func:`add_arguments` read.
+
+    Raises:
+        ValueError: also for what the operators or the kernels do not take: an even kernel, a GPU older than Turing.
+    """
+    if any(extent % 2 == 0 for extent in options.kernel):
+        raise ValueError(f"the kernel must be odd on every axis, got {list(options.kernel)}")
+    if options.arch < OLDEST_ARCHITECTURE:
+        raise ValueError(
+            f"the kernels need compute capability 7.5 (--arch {OLDEST_ARCHITECTURE}) or newer, "
+            f"got --arch {options.arch}"
+        )
     padding = options.padding or tuple(k // 2 for k in options.kernel)
     geometry = ConvGeometry(options.kernel, options.stride, padding, options.dilation, transposed=options.transposed)
     return convolution_plans(

@@ -137,6 +137,13 @@ def test_no_compiler_says_what_to_install() -> None:
     assert "apt install g++" in missing.mend
 
 
+def test_a_chosen_compiler_that_is_not_there_is_not_replaced_by_another(fake_tool: Fake, tmp_path: Path) -> None:
+    fake_tool("bin/g++", "echo 'g++ 14.1'")
+    missing = find_compiler({"PATH": str(tmp_path / "bin"), "CXX": "clangg++"})
+    assert isinstance(missing, Missing)
+    assert "CXX is 'clangg++', which is no program" in missing.reason
+
+
 def test_a_compiler_that_does_not_compile_is_passed_over(fake_tool: Fake, tmp_path: Path) -> None:
     fake_tool("bin/g++", "echo 'g++: error: unrecognized option -std=c++20' >&2; exit 1")
     missing = find_compiler({"PATH": str(tmp_path / "bin")})

@@ -36,8 +36,21 @@ def test_a_source_folder_that_was_never_installed_says_so(folder: Path) -> None:
     state = native._load("cpu", native._torch_lacks)
     assert not state.loaded
     assert state.problem == (
-        "it was not built: this copy of mednext_ops was not installed, so nothing was built; pip install -e ."
+        f"it was not built: this copy of mednext_ops, {folder}, was not installed, so nothing was built; "
+        "pip install -e ."
     )
+
+
+def test_a_source_folder_in_front_of_the_installed_copy_names_that(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path_factory.mktemp("packages") / folder.name
+    installed.mkdir()
+    record(installed)
+    monkeypatch.setattr(sys, "path", [str(folder.parent), str(installed.parent)])
+    problem = native._load("cpu", native._torch_lacks).problem
+    assert problem is not None
+    assert f"before the installed one, {installed}; leave this folder, or use python -P" in problem
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"parts": 3}', ""])

@@ -141,3 +141,12 @@ def test_missing_packages_are_named_with_their_mend(
         cli.main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "mednext: nilearn not installed; `pip install 'mednext-ops[demo]'` mends it.\n"
+
+
+@pytest.mark.parametrize(("option", "value"), [("--learning-rate", "inf"), ("--seed", "99999999999999999999999")])
+def test_numbers_that_no_training_can_have_are_refused_before_anything_is_written(
+    tmp_path: Path, option: str, value: str
+) -> None:
+    result = CliRunner().invoke(app, tiny(tmp_path / "run", option, value))
+    assert result.exit_code == 2 and value in result.stderr, result.output
+    assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()

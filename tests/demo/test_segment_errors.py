@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -228,3 +230,21 @@ def test_error_as_a_user_sees_it(threshold_model: Path, tmp_path: Path) -> None:
     result = mednext("segment", threshold_model, tmp_path / "none.nii", tmp_path / "out.nii")
     assert result.returncode == 2 and result.stdout.strip() == ""
     assert result.stderr.strip() == f"mednext segment: there is no file {tmp_path / 'none.nii'}."
+
+
+def test_a_full_disk_is_a_sentence(
+    scan: Path, threshold_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    assert "No space left on device" in refused(threshold_model, scan, tmp_path / "labels.nii.gz")
+    assert [file.name for file in tmp_path.iterdir() if "labels" in file.name] == []
+
+
+def test_numbers_beyond_float32_are_not_called_infinite(threshold_model: Path, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.linspace(0, 1e300, 4096).reshape(16, 16, 16), np.eye(4))
+    nib.save(image, tmp_path / "large.nii.gz")
+    message = refused(threshold_model, tmp_path / "large.nii.gz", tmp_path / "labels.nii.gz")
+    assert "beyond the range of float32" in message
