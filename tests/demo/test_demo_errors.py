@@ -148,5 +148,5 @@ def test_numbers_that_no_training_can_have_are_refused_before_anything_is_writte
     tmp_path: Path, option: str, value: str
 ) -> None:
     result = CliRunner().invoke(app, tiny(tmp_path / "run", option, value))
-    assert result.exit_code == 2 and value in result.stderr, result.output
+    assert result.exit_code == 2 and option in result.stderr, result.output
     assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
