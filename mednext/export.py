@@ -20,6 +20,7 @@ from mednext.arguments import must_be_module
 from mednext.atomic_file import replacing
 from mednext.blocks import MedNeXtBlock
 from mednext.network import MedNeXt
+from mednext.pointwise import PointwiseConv3d, PointwiseConvTranspose3d
 
 __all__ = ["export_aot_inductor", "export_onnx", "export_program", "export_safetensors", "plain_copy"]
 
@@ -36,9 +37,9 @@ def plain_copy(network: nn.Module) -> nn.Module:
     for module in plain.modules():
         if isinstance(module, MedNeXtBlock):
             module.forward = MethodType(type(module)._composed, module)  # type: ignore[method-assign]
-        elif type(module) is ops.nn.DepthwiseConv3d:
+        elif type(module) in (ops.nn.DepthwiseConv3d, PointwiseConv3d):
             module.__class__ = nn.Conv3d  # type: ignore[assignment]
-        elif type(module) is ops.nn.DepthwiseConvTranspose3d:
+        elif type(module) in (ops.nn.DepthwiseConvTranspose3d, PointwiseConvTranspose3d):
             module.__class__ = nn.ConvTranspose3d  # type: ignore[assignment]
     return plain
 

@@ -259,7 +259,7 @@ def _per_stage(name: str, values: Sequence[int]) -> list[int]:
 
 def _sequence(name: str, values: Sequence[Any], length: int) -> Sequence[Any]:
     if not isinstance(values, Sequence) or len(values) != length:
-        raise ValueError(f"{name} must be one value or have {length} entries, got {values!r}")
+        raise ValueError(f"{name} must have {length} entries, got {values!r}")
     return values
 
 

@@ -235,9 +235,9 @@ def test_an_input_that_holds_no_floating_point_numbers_is_named(tiny, x, got):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"exp_r": [2] * 8}, "exp_r must be one value or have 9 entries"),
+        ({"exp_r": [2] * 8}, "exp_r must have 9 entries"),
         ({"exp_r": [2] * 8 + [0]}, r"exp_r\[8\] must be a positive int, got 0"),
-        ({"block_counts": [1] * 10}, "block_counts must be one value or have 9 entries"),
+        ({"block_counts": [1] * 10}, "block_counts must have 9 entries"),
         ({"kernel_size": 2}, "kernel_size must be odd"),
         ({"kernel_size": None}, "enc_kernel_size must be given where kernel_size is None"),
         ({"n_channels": -1}, "n_channels must be a positive int, got -1"),
