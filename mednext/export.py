@@ -38,9 +38,9 @@ def plain_copy(network: nn.Module) -> nn.Module:
         if isinstance(module, MedNeXtBlock):
             module.forward = MethodType(type(module)._composed, module)  # type: ignore[method-assign]
         elif type(module) in (ops.nn.DepthwiseConv3d, PointwiseConv3d):
-            module.__class__ = nn.Conv3d  # type: ignore[assignment]
+            module.__class__ = nn.Conv3d
         elif type(module) in (ops.nn.DepthwiseConvTranspose3d, PointwiseConvTranspose3d):
-            module.__class__ = nn.ConvTranspose3d  # type: ignore[assignment]
+            module.__class__ = nn.ConvTranspose3d
     return plain
 
 
