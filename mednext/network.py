@@ -162,8 +162,10 @@ class MedNeXt(nn.Module):
 
     def _in_weights_format(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` in channels_last where the network was moved to it: an input of one channel does not tell."""
-        weight = cast(MedNeXtBlock, cast(nn.Sequential, self.enc_block_0)[0]).conv1.weight
-        if weight.stride(1) != 1 or weight[0].numel() == 1:
+        # Of a depthwise weight the strides tell it, even of one channel a group; of a 1x1x1 weight they do not.
+        block = cast(nn.Sequential, self.enc_block_0)[0]
+        weight = getattr(getattr(block, "conv1", None), "weight", None)
+        if not isinstance(weight, torch.Tensor) or weight.stride(1) != 1 or weight[0].numel() == 1:
             return x
         return x.contiguous(memory_format=torch.channels_last_3d if x.dim() == 5 else torch.channels_last)
 

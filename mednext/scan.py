@@ -89,14 +89,16 @@ def _voxels(image: nib.nifti1.Nifti1Pair, path: Path) -> np.ndarray:
     if 0 in image.shape:
         raise InputError(f"{path} is empty: its shape is {image.shape}.")
     try:
-        voxels = np.asarray(image.dataobj)
+        with np.errstate(over="ignore"):
+            voxels = np.asarray(image.dataobj, dtype=np.float32)
+        infinite = np.isinf(voxels)
+        # As they are they take twice the memory: they are read so only where some became infinite.
+        too_large = infinite.any() and np.isfinite(np.asarray(image.dataobj)[infinite]).any()
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} is damaged: its voxels cannot be read ({first_line(error)}).") from error
-    with np.errstate(over="ignore"):
-        converted = voxels.astype(np.float32, copy=False)
-    if np.isinf(converted).sum() != np.isinf(voxels).sum():
+    if too_large:
         raise InputError(f"{path} holds numbers beyond the range of float32 (3.4e38); scale them first.")
-    return converted
+    return voxels
 
 
 def _as_channels(voxels: np.ndarray, path: Path, in_channels: int, volume: int | None) -> np.ndarray:

@@ -73,7 +73,7 @@ def test_torch_export(network, tmp_path):
     network.eval()
     program = torch.export.load(tmp_path / "network.pt2").module()
     check_calls("torch.export", network, lambda: program(example()))
-    check_output(network, program)  # stem and heads are convolutions again, which round otherwise
+    check_output(network, program, tolerance=3e-5)  # of logits up to 10: stem and heads round as convolutions do
 
 
 @pytest.mark.slow

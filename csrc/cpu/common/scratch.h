@@ -1,5 +1,4 @@
-// Memory of the kernels: whole registers of floats, each in one line of the cache. A load that spans two takes twice as
-// long, and a product that reads its weights so takes half as long again.
+// Memory of the kernels: whole registers of floats, each in one line of the cache. A load that spans two is two.
 #pragma once
 
 #include <cstdint>

@@ -106,7 +106,7 @@ MEDNEXT_OPS_INLINE Square exact_square(Vector value) {
 // numerator / denominator to one unit in the last place, for denominators between 1 and 2^100.
 MEDNEXT_OPS_INLINE Vector quotient(Vector numerator, Vector denominator) {
 #if defined(__AVX512F__)
-    // A division takes as long as sixteen multiplications. 14 bits of the reciprocal, and a correction, take five.
+    // 14 bits of the reciprocal and a correction: a division keeps a port for the whole of its latency.
     const Vector reciprocal = (Vector)_mm512_maskz_rcp14_ps(0xffff, (__m512)denominator);
     const Vector near = numerator * reciprocal;
     return fma(fma(-denominator, near, numerator), reciprocal, near);
