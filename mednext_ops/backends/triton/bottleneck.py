@@ -243,7 +243,7 @@ class _Tensors:
             return {name: sum_of_parts(found) for name, found in workspaces.items() if found is not None}
 
         key = self.kind(expansion, compression, squares, gain is not None)
-        return run(choose("weight_gradients", key, self.sums_ways(), self.input, run))
+        return run(choose("weight_gradients", key, self.sums_ways(), self.input, run, most=64))
 
 
 def _filled(channels: int) -> int:
