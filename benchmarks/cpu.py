@@ -5,7 +5,8 @@ machine does meets them all; a row holds medians. The floor is the multiplicatio
 
     python benchmarks/cpu.py --output benchmarks/results/cpu-epyc-2-cores.json --figure docs/images/cpu-kernel-size.png
 
-``--quick`` measures the single ops alone; ``--profile`` says which operators a training step spends its time in.
+``--quick`` measures the single ops alone; ``--profile`` says which operators a training step spends its time in;
+``--pool`` compares processes with and without the pool of results' memory.
 """
 
 from __future__ import annotations
@@ -190,6 +191,45 @@ def profile(kernel_size: int, edge: int) -> dict[str, Any]:
     return {"what": "profile", "kernel_size": kernel_size, "edge": edge, "self_seconds": seconds, "sgemm_around": rates}
 
 
+def _timed(kernel_size: int, edge: int, sender: Any) -> None:
+    network, x = networks(kernel_size)["ours contiguous"], torch.randn(1, 1, edge, edge, edge)
+    value, weight = torch.randn(SHAPE), torch.randn(SHAPE[1], 1, *(kernel_size,) * 3)
+    geometry = ConvGeometry((kernel_size,) * 3, padding=(kernel_size // 2,) * 3)
+    with ops.use_backend("cpu"):
+        found = take_turns({"forward": lambda: cpu.depthwise_conv3d(value, weight, None, geometry)}, 15)
+        found |= take_turns({"inference": lambda: infer(network, x)}, 7)
+        found |= take_turns({"training step": lambda: step(network, x)}, 7)
+    sender.send(found)
+
+
+def pool_against_fresh_memory(kernel_size: int, edge: int, rounds: int) -> list[dict[str, Any]]:
+    """Medians over processes that take turns, half of them without the pool, of medians within each."""
+    context = multiprocessing.get_context("spawn")
+    variants = {"pool": "1024", "fresh memory": "0"}
+    times: dict[str, dict[str, list[float]]] = {}
+    before = os.environ.get("MEDNEXT_OPS_CPU_POOL")
+    for _ in range(rounds):
+        for variant, pool in variants.items():
+            os.environ["MEDNEXT_OPS_CPU_POOL"] = pool  # read once in each process
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_timed, args=(kernel_size, edge, sender))
+            process.start()
+            for what, value in receiver.recv().items():
+                times.setdefault(what, {}).setdefault(variant, []).append(value)
+            process.join()
+    if before is None:
+        del os.environ["MEDNEXT_OPS_CPU_POOL"]
+    else:
+        os.environ["MEDNEXT_OPS_CPU_POOL"] = before
+    rows = []
+    for what, found in times.items():
+        seconds = {variant: statistics.median(values) for variant, values in found.items()}
+        rows.append({"what": what, "kernel_size": kernel_size, "edge": edge, "seconds": seconds, "processes": found})
+        text = ", ".join(f"{variant} {value * 1e3:.1f} ms" for variant, value in seconds.items())
+        print(f"k{kernel_size} {what}: {text}; {seconds['fresh memory'] / seconds['pool']:.2f}", flush=True)
+    return rows
+
+
 def source() -> dict[str, str]:
     """The machine, the versions, the commit, the command and the instructions that the kernels use."""
     capability = os.environ.get("MEDNEXT_OPS_CPU_CAPABILITY") or native.cpu_capabilities()[0]
@@ -241,6 +281,7 @@ def main() -> None:
     parser.add_argument(
         "--profile", action="store_true", help="only the profile of a training step, for each kernel size"
     )
+    parser.add_argument("--pool", action="store_true", help="only the pool of memory against fresh memory")
     arguments = parser.parse_args()
     if arguments.edge < 32 or arguments.edge % 16:
         parser.error(f"--edge must be a multiple of 16 from 32 on, got {arguments.edge}")
@@ -252,11 +293,13 @@ def main() -> None:
     with ops.use_backend("cpu"):
         for kernel_size in KERNEL_SIZES if arguments.profile else ():
             rows.append(profile(kernel_size, arguments.edge))
-        for kernel_size in () if arguments.profile else KERNEL_SIZES:
+        for kernel_size in KERNEL_SIZES if arguments.pool else ():
+            rows += pool_against_fresh_memory(kernel_size, arguments.edge, arguments.rounds)
+        for kernel_size in () if arguments.profile or arguments.pool else KERNEL_SIZES:
             rows += single_ops(kernel_size, 7)
             for row in rows[-3:]:
                 show(row, rate)
-        for kernel_size in () if arguments.quick or arguments.profile else KERNEL_SIZES:
+        for kernel_size in () if arguments.quick or arguments.profile or arguments.pool else KERNEL_SIZES:
             rows += whole_networks(kernel_size, arguments.edge, arguments.rounds)
             rows.append(peak_memory(kernel_size, arguments.edge))
             for row in rows[-3:]:
@@ -265,7 +308,7 @@ def main() -> None:
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps([row | origin for row in rows], indent=1) + "\n")
-    if arguments.figure is not None and not arguments.profile:
+    if arguments.figure is not None and not (arguments.profile or arguments.pool):
         draw(rows, arguments.figure)
 
 

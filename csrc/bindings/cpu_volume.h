@@ -9,12 +9,10 @@
 #include "../cpu/common/volume.h"
 #include "arguments.h"
 #include "cpu_scalar_type.h"
-#include "huge_pages.h"
+#include "pooled_tensor.h"
 #include "volume.h"
 
 namespace mednext_ops::bindings {
-
-using torch::headeronly::MemoryFormat;
 
 inline std::int64_t voxels_of(const Tensor& tensor) {
     return tensor.size(2) * tensor.size(3) * tensor.size(4);
@@ -36,10 +34,7 @@ inline DenseVolume dense(const Tensor& tensor) {
 // An uninitialised [N, C, D, H, W] of the type of `like`.
 inline DenseVolume new_volume(const Tensor& like, std::int64_t batch, std::int64_t channels, const std::int64_t* extent,
                               bool channels_last) {
-    const Tensor tensor = torch::stable::empty({batch, channels, extent[0], extent[1], extent[2]}, like.scalar_type(),
-                                               std::nullopt, like.device(), std::nullopt,
-                                               channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous);
-    advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+    const Tensor tensor = new_pooled_tensor(like, {batch, channels, extent[0], extent[1], extent[2]}, channels_last);
     return {tensor,
             {tensor.mutable_data_ptr(), cpu_scalar_type(tensor), channels_last, channels,
              extent[0] * extent[1] * extent[2]}};

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "memory_pool.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -16,7 +18,7 @@ namespace mednext_ops::bindings {
 // it.
 inline void advise_huge_pages(void* memory, std::int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    constexpr std::uintptr_t kPage = 2 << 20;
+    constexpr std::uintptr_t kPage = kLargePage;
     const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(memory) + kPage - 1) / kPage * kPage;
     const std::uintptr_t last =
         (reinterpret_cast<std::uintptr_t>(memory) + static_cast<std::uintptr_t>(bytes)) / kPage * kPage;

@@ -17,6 +17,15 @@ FORMATS = [torch.contiguous_format, torch.channels_last_3d]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
+def poison_pool(module: Any, bytes_: int) -> None:
+    """Fills blocks of the pool (csrc/bindings/memory_pool.h) with NaN: the next results of that size lie in them."""
+    x = torch.zeros(1, 1, 1, 1, bytes_ // 4)
+    one = torch.ones(1)
+    blocks = [module.group_norm(x, one[None], one[None], one, one, None) for _ in range(4)]
+    for block in blocks:
+        block.fill_(float("nan"))
+
+
 class Poisoned:
     """The CPU backend; while it runs, fresh memory is full of NaN, so that what it leaves unwritten shows."""
 
@@ -27,6 +36,10 @@ class Poisoned:
         function = getattr(self._module, name)
 
         def call(*arguments: Any) -> Any:
+            for size in {
+                a.numel() * a.element_size() for a in arguments if isinstance(a, torch.Tensor) and a.dim() == 5
+            }:
+                poison_pool(self._module, size)
             torch.use_deterministic_algorithms(True)  # it fills what torch.empty returns
             try:
                 assert torch.empty(3).isnan().all()
