@@ -112,8 +112,9 @@ def test_safetensors(network, tiny, tmp_path):
 def test_a_shape_alone(network, tmp_path):
     export_program(network, tmp_path / "network.pt2", example(1, 1, 16, 16, 16), dynamic=False)
     x = example(1, 1, 16, 16, 16)
-    with torch.no_grad():
-        assert torch.equal(torch.export.load(tmp_path / "network.pt2").module()(x), network(x))
+    with torch.no_grad():  # stem and heads are convolutions there and matrix products here: they round differently
+        found = torch.export.load(tmp_path / "network.pt2").module()(x)
+        torch.testing.assert_close(found, network(x), rtol=0, atol=1e-4)
 
 
 def test_what_cannot_be_exported_is_named_and_nothing_is_written(network, tmp_path):
