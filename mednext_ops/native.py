@@ -206,6 +206,7 @@ def _load(part: str, torch_lacks: Callable[[], tuple[str, str] | None]) -> Libra
     return LibraryState(file, True)
 
 
+_LOADED_FROM = _FOLDER
 _states = {"cpu": _load("cpu", _torch_lacks), "cuda": _load("cuda", _torch_lacks_cuda)}
 
 
@@ -249,7 +250,7 @@ _emulated: torch.library.Library | None = None  # kept: its operators go when it
 
 def library_functions(part: str) -> Any:
     """The functions of a loaded library that are called by name, not through torch: "cuda", or "emulated"."""
-    file = emulated_library().file if part == "emulated" else str(_FOLDER / _states[part].file)
+    file = emulated_library().file if part == "emulated" else str(_LOADED_FROM / _states[part].file)
     return ctypes.CDLL(file)
 
 
@@ -274,7 +275,7 @@ def cpu_capabilities() -> tuple[str, ...]:
 
     The first one is taken, or the one that the environment variable MEDNEXT_OPS_CPU_CAPABILITY names.
     """
-    library = ctypes.CDLL(str(_FOLDER / _states["cpu"].file))
+    library = library_functions("cpu")
     library.mednext_ops_cpu_capabilities.restype = ctypes.c_char_p
     return tuple(library.mednext_ops_cpu_capabilities().decode().split(", "))
 
