@@ -249,7 +249,7 @@ _emulated: torch.library.Library | None = None  # kept: its operators go when it
 
 
 def library_functions(part: str) -> Any:
-    """The functions of a loaded library that are called by name, not through torch: "cuda", or "emulated"."""
+    """The functions of a loaded library that are called by name, not through torch: "cpu", "cuda" or "emulated"."""
     file = emulated_library().file if part == "emulated" else str(_LOADED_FROM / _states[part].file)
     return ctypes.CDLL(file)
 
