@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import json
 import signal
 import sys
 from pathlib import Path
@@ -18,12 +19,12 @@ import torch
 from mednext.bench import suites
 from mednext.bench.clocks import Timer
 from mednext.bench.comparison import compare, describe
-from mednext.bench.machine import measure_ceilings, provenance
+from mednext.bench.machine import Ceilings, measure_ceilings, provenance
 from mednext.bench.operators import DTYPES
-from mednext.bench.rows import OK, OUT_OF_MEMORY, Row, read, write
+from mednext.bench.rows import JSON_NAME, OK, OUT_OF_MEMORY, TASK_FIELDS, Row, of_task, read, write
 from mednext.bench.runner import Runner
 from mednext.bench.table import cells, print_table, speed_ups
-from mednext.errors import InputError
+from mednext.errors import InputError, first_line
 from mednext.variants import VARIANTS
 from mednext_ops.backends import backend_names
 
@@ -82,6 +83,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, help="how long each implementation of a problem is sampled, at least")
     add("--samples", type=int, help="how many samples each gets, at least")
     add("--output", type=Path, default=Path("bench-output"), help="folder for results and plots (default bench-output)")
+    add("--resume", action="store_true", help="go on with the run in --output that was stopped; the same options")
 
 
 def _odd(text: str) -> int:
@@ -145,8 +147,10 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
         raise InputError(f"--output {options.output} cannot be made: {error.strerror}.") from error
     tasks = list(suites.tasks(choice))
     implementations = suites.implementations(choice)
-    rows: list[Row] = []
+    came_from = provenance(device, [argument for argument in arguments if argument != "--resume"])
     facts: dict[str, Any] = {"suite": options.suite, "finished": False, "choice": dataclasses.asdict(choice)}
+    rows, ceilings = _earlier(options, facts, came_from) if options.resume else ([], {})
+    tasks = [task for task in tasks if not any(of_task(row, task.fields) for row in rows)]
 
     def record(row: Row) -> None:
         rows.append(row)
@@ -157,9 +161,10 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit is answered as Ctrl-C is
     stopped = False
     try:
-        came_from = provenance(device, arguments)
-        print(f"{came_from['machine']}; {len(tasks)} tasks, {len(implementations)} implementations", flush=True)
-        ceilings = {dtype: measure_ceilings(device, dtype) for dtype in choice.dtypes}
+        kept = f", {len(rows)} rows kept" if options.resume else ""
+        print(f"{came_from['machine']}; {len(tasks)} tasks, {len(implementations)} implementations{kept}", flush=True)
+        if tasks:
+            ceilings = ceilings or {dtype: measure_ceilings(device, dtype) for dtype in choice.dtypes}
         facts["ceilings"] = {dtype: dataclasses.asdict(ceiling) for dtype, ceiling in ceilings.items()}
         Runner(device, _timer(options, device), ceilings, came_from, record).run(tasks, implementations)
         facts["finished"] = True
@@ -170,6 +175,37 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
     if stopped:
         return STOPPED
     return int(any(row.status not in (OK, OUT_OF_MEMORY) for row in rows))
+
+
+def _earlier(
+    options: argparse.Namespace, facts: dict[str, Any], came_from: dict[str, str]
+) -> tuple[list[Row], dict[str, Ceilings]]:
+    """Rows of the tasks that the run in ``--output`` ended, and its ceilings; nothing where there is no run yet."""
+    if not (options.output / JSON_NAME).exists():
+        return [], {}
+    rows, told = read(options.output)
+    now = json.loads(json.dumps(facts))  # as it is read
+    if told.get("suite") != now["suite"] or told.get("choice") != now["choice"]:
+        differ = "suite" if told.get("suite") != now["suite"] else _first_difference(told.get("choice"), now["choice"])
+        raise InputError(
+            f"--resume: the run in {options.output} had another {differ}; leave --resume out to replace it."
+        )
+    for row in rows:
+        for fact in ("machine", "versions"):
+            if getattr(row, fact) != came_from[fact]:
+                raise InputError(f"--resume: the run in {options.output} was made with {getattr(row, fact)}.")
+    if rows and not told.get("finished"):  # of the last task some implementations may be missing
+        last = dataclasses.asdict(rows[-1])
+        rows = [row for row in rows if not of_task(row, {name: last[name] for name in TASK_FIELDS})]
+    try:
+        return rows, {dtype: Ceilings(**of_dtype) for dtype, of_dtype in told.get("ceilings", {}).items()}
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{options.output / JSON_NAME} holds no ceilings: {first_line(error)}.") from error
+
+
+def _first_difference(before: Any, now: dict[str, Any]) -> str:
+    before = before if isinstance(before, dict) else {}
+    return next((name for name in now if before.get(name) != now[name]), "choice").replace("_", " ")
 
 
 def _timer(options: argparse.Namespace, device: torch.device) -> Timer | None:

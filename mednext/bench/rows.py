@@ -13,7 +13,7 @@ from typing import Any
 from mednext.atomic_file import replacing
 from mednext.errors import InputError, first_line
 
-__all__ = ["CSV_NAME", "JSON_NAME", "OK", "OUT_OF_MEMORY", "Row", "key", "read", "write"]
+__all__ = ["CSV_NAME", "JSON_NAME", "OK", "OUT_OF_MEMORY", "TASK_FIELDS", "Row", "key", "of_task", "read", "write"]
 
 JSON_NAME, CSV_NAME = "results.json", "results.csv"
 
@@ -79,6 +79,15 @@ class Row:
     versions: str = ""
     git: str = ""
     command: str = ""
+
+
+#: What rows of one task share.
+TASK_FIELDS = ("suite", "problem", "pass_name", "dtype")
+
+
+def of_task(row: Row, fields: dict[str, Any]) -> bool:
+    """Whether a row is of the task with these fields."""
+    return all(getattr(row, name) == fields[name] for name in TASK_FIELDS)
 
 
 def key(row: Row) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from mednext import variants
 from mednext.bench import command, networks, suites
 from mednext.bench.operators import OPERATORS
-from mednext.bench.rows import read
+from mednext.bench.rows import key, read
 from mednext.variants import Variant
 
 FAST = ["--quick", "--samples", "2", "--seconds", "0", "--device", "cpu"]
@@ -155,6 +155,53 @@ def test_ctrl_c_keeps_the_rows_that_are_done(tmp_path, plant, capsys):
     assert {row.problem.split()[0] for row in rows} == {"group_norm_statistics", "inverted_bottleneck"}
     assert "it was stopped" in (tmp_path / "report.html").read_text()
     assert "kept" in capsys.readouterr().err
+
+
+def test_resume_goes_on_after_the_last_whole_task(tmp_path, monkeypatch, capsys):
+    arguments = [*TINY_OPS, "--baselines", "eager", "--output"]
+    assert command.main([*arguments, str(tmp_path / "whole")]) == 0
+    whole, facts = read(tmp_path / "whole")
+    # As a kill leaves it: the last task lacks its second row, and there are no plots.
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    content = json.loads((tmp_path / "whole" / "results.json").read_text())
+    (stopped / "results.json").write_text(json.dumps({**content, "finished": False, "rows": content["rows"][:7]}))
+    assert command.main([*arguments, str(stopped), "--resume"]) == 0
+    rows, told = read(stopped)
+    assert told["finished"] and told["ceilings"] == facts["ceilings"]
+    assert [key(row) for row in rows] == [key(row) for row in whole]
+    assert [row.seconds for row in rows[:6]] == [row.seconds for row in whole[:6]]
+    assert "--resume" not in rows[-1].command and "6 rows kept" in capsys.readouterr().out
+    assert (stopped / "roofline.png").is_file()
+    # A run that ended: nothing is measured, everything is drawn.
+    (stopped / "report.html").unlink()
+    monkeypatch.setattr(command, "measure_ceilings", None)
+    assert command.main([*arguments, str(stopped), "--resume"]) == 0
+    assert read(stopped)[0] == rows and (stopped / "report.html").is_file()
+
+
+def test_resume_without_a_run_starts_one(tmp_path):
+    assert command.main([*TINY_OPS, "--baselines", "--output", str(tmp_path / "new"), "--resume"]) == 0
+    assert read(tmp_path / "new")[1]["finished"]
+
+
+def test_resume_refuses_another_run(tmp_path, capsys):
+    arguments = [*TINY_OPS, "--baselines", "--output", str(tmp_path), "--resume"]
+    assert command.main(arguments) == 0
+    file = tmp_path / "results.json"
+    before = file.read_text()
+
+    def refused(*changes: str, suite: str = "ops") -> str:
+        assert command.main([suite, *arguments[1:], *changes]) == 2
+        return capsys.readouterr().err
+
+    assert "had another patch" in refused("--patch", "6")
+    assert "had another suite" in refused(suite="blocks")
+    assert file.read_text() == before, "nothing is lost"
+    file.write_text(before.replace('"versions": "', '"versions": "torch 1.0, '))
+    assert "was made with torch 1.0" in refused()
+    file.write_text(before.replace('"bytes_per_second"', '"bytes"'))
+    assert "no ceilings" in refused()
 
 
 @pytest.mark.parametrize(
