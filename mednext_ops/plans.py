@@ -1,20 +1,30 @@
-"""How the CUDA kernels would run a convolution: core, tile and grid, on any GPU, without one.
+"""How the CUDA kernels would run a convolution or a block: core, tile and grid, on any GPU, without one.
 
-``python -m mednext_ops.info --plan 1,32,128,128,128 --kernel 5 --dtype bf16 --arch 90`` prints it. The plans are made
-by the same code that makes them at run time (csrc/cuda/depthwise_conv3d/plan.cpp), here asked through pybind11.
+``python -m mednext_ops.info --plan 1,32,128,128,128 --kernel 5 --dtype bf16 --arch 90`` prints it, with
+``--hidden 64`` that of the inverted bottleneck behind the convolution as well. The plans are made by the same code that
+makes them at run time (plan.cpp of csrc/cuda/depthwise_conv3d and inverted_bottleneck), here asked through pybind11.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from mednext_ops import native
 from mednext_ops.backends.problem import ConvGeometry
 
-__all__ = ["DTYPES", "PASSES", "add_arguments", "convolution_plans", "describe", "plans_asked_for"]
+__all__ = [
+    "DTYPES",
+    "PASSES",
+    "add_arguments",
+    "bottleneck_plans",
+    "convolution_plans",
+    "describe",
+    "plans_asked_for",
+]
 
 #: The passes of a training step, each a launch with a plan of its own.
 PASSES = ("forward", "backward_data", "backward_weight")
@@ -50,10 +60,7 @@ def convolution_plans(
         ValueError: the shape is not five extents, the output is empty, or the dtype has no kernels.
         RuntimeError: the module that makes plans is not built; the message says why and how to mend it.
     """
-    missing = native.missing_part("information")
-    if missing is not None:
-        raise RuntimeError(f"plans are made by the build-information module: {missing.problem}")
-    module = importlib.import_module("mednext_ops._build_information")
+    module = _planner()
     if len(shape) != 5 or min(shape) < 1:
         raise ValueError(f"the shape must be five positive extents N, C, D, H, W, got {list(shape)}")
     input_size = list(shape[2:])
@@ -89,6 +96,52 @@ def convolution_plans(
     }
 
 
+def bottleneck_plans(
+    shape: Sequence[int], hidden: int, outputs: int, dtype: str, architecture: int, *, grn: bool = False
+) -> dict[str, dict[str, Any]]:
+    """The plans of an inverted bottleneck's forward and backward.
+
+    Args:
+        shape: N, C, D, H, W of its input, which is the convolution's output.
+        hidden: its hidden channels.
+        outputs: its output channels.
+        dtype: "float32", "float16" or "bfloat16", or one of :data:`DTYPES`' short names.
+        architecture: the GPU's compute capability as 10 * major + minor.
+        grn: with global response normalisation.
+
+    Returns:
+        ``bottleneck_forward`` and ``bottleneck_backward``: ``core`` is "fused", or "none" where no fused kernel takes
+        the shape or the dtype and the next backend runs it; and what the plan says.
+
+    Raises:
+        ValueError: the shape is not five extents, an extent is not positive, or the dtype has no kernels.
+        RuntimeError: the module that makes plans is not built; the message says why and how to mend it.
+    """
+    module = _planner()
+    if len(shape) != 5 or min(*shape, hidden, outputs) < 1:
+        raise ValueError(
+            f"the shape must be five positive extents N, C, D, H, W and the channels positive, got {list(shape)}, "
+            f"{hidden} hidden and {outputs} output channels"
+        )
+    return module.plan_inverted_bottleneck(
+        dtype=DTYPES.get(dtype, dtype),
+        batch=shape[0],
+        channels=shape[1],
+        hidden=hidden,
+        outputs=outputs,
+        voxels=math.prod(shape[2:]),
+        grn=grn,
+        architecture=architecture,
+    )
+
+
+def _planner() -> Any:
+    missing = native.missing_part("information")
+    if missing is not None:
+        raise RuntimeError(f"plans are made by the build-information module: {missing.problem}")
+    return importlib.import_module("mednext_ops._build_information")
+
+
 #: The least compute capability that the kernels are built for, as 10 * major + minor.
 OLDEST_ARCHITECTURE = 75
 
@@ -106,6 +159,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--arch", type=int, default=90, metavar="CC", help="compute capability, 90 for 9.0 (default)")
     group.add_argument("--channels-last", action="store_true", help="channels_last_3d tensors")
     group.add_argument("--affine", action="store_true", help="the gradient comes from a GroupNorm, unwritten")
+    group.add_argument("--hidden", type=int, metavar="H", help="hidden channels of the bottleneck behind it (none)")
+    group.add_argument("--outputs", type=int, metavar="O", help="its output channels (default: as the input's)")
+    group.add_argument("--grn", action="store_true", help="it has a global response normalisation")
 
 
 def _extents(text: str) -> tuple[int, ...]:
@@ -120,7 +176,7 @@ def _triple(text: str) -> tuple[int, ...]:
 
 
 def plans_asked_for(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """:func:`convolution_plans` of what :func:`add_arguments` read.
+    """:func:`convolution_plans` of what :func:`add_arguments` read, and :func:`bottleneck_plans` if it was asked for.
 
     Raises:
         ValueError: also for what the operators or the kernels do not take: an even kernel, a GPU older than Turing.
@@ -134,7 +190,9 @@ def plans_asked_for(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         )
     padding = options.padding or tuple(k // 2 for k in options.kernel)
     geometry = ConvGeometry(options.kernel, options.stride, padding, options.dilation, transposed=options.transposed)
-    return convolution_plans(
+    if options.hidden is None and (options.outputs is not None or options.grn):
+        raise ValueError("--outputs and --grn belong to a bottleneck: give its --hidden channels too")
+    plans = convolution_plans(
         options.plan,
         geometry,
         options.dtype,
@@ -142,6 +200,11 @@ def plans_asked_for(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         channels_last=options.channels_last,
         affine=options.affine,
     )
+    if options.hidden is not None:
+        shape = (*options.plan[:2], *geometry.output_size(tuple(options.plan[2:])))
+        outputs = shape[1] if options.outputs is None else options.outputs
+        plans |= bottleneck_plans(shape, options.hidden, outputs, options.dtype, options.arch, grn=options.grn)
+    return plans
 
 
 def describe(plans: dict[str, dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../cuda/depthwise_conv3d/plan.h"
+#include "../cuda/inverted_bottleneck/plan.h"
 
 namespace {
 
@@ -155,6 +156,57 @@ py::dict weight_gradient(const std::string& dtype, bool channels_last, std::int6
     return result;
 }
 
+namespace bottleneck = mednext_ops::cuda::inverted_bottleneck;
+
+py::dict not_fused() {
+    py::dict result;
+    result["core"] = "none";
+    return result;
+}
+
+py::dict describe(const bottleneck::ForwardPlan& plan, std::int64_t batch) {
+    py::dict result;
+    result["core"] = "fused";
+    result["instance_channels"] = plan.channels;
+    result["instance_outputs"] = plan.outputs;
+    result["hidden"] = plan.hidden;
+    result["threads"] = 32 * plan.warps;
+    result["blocks"] = batch * plan.parts;
+    result["voxels_a_tile"] = bottleneck::ForwardPlan::voxels(plan.outputs);
+    result["tiles"] = plan.tiles;
+    result["shared_bytes_at_most"] = bottleneck::shared_bytes(plan);
+    return result;
+}
+
+py::dict describe(const bottleneck::BackwardPlan& plan, std::int64_t batch) {
+    py::dict result;
+    result["core"] = "fused";
+    result["instance_channels"] = plan.channels;
+    result["instance_outputs"] = plan.outputs;
+    result["hidden"] = plan.hidden;
+    result["warps_that_share_rows"] = plan.splits;
+    result["threads"] = 32 * plan.warps();
+    result["blocks"] = batch * plan.parts;
+    result["voxels_a_tile"] = bottleneck::BackwardPlan::kVoxels;
+    result["tiles"] = plan.tiles;
+    result["shared_bytes_at_most"] = bottleneck::shared_bytes(plan);
+    return result;
+}
+
+// The passes of an inverted bottleneck. With GRN the backward's kernel makes the forward's sums too.
+py::dict inverted_bottleneck(const std::string& dtype, std::int64_t batch, std::int64_t channels, std::int64_t hidden,
+                             std::int64_t outputs, std::int64_t voxels, bool grn, int architecture) {
+    py::dict result;
+    const bottleneck::Extents extents{batch, channels, hidden, outputs, voxels};
+    const bool tensor_cores = scalar_type(dtype) != ScalarType::float32;
+    const auto forward = bottleneck::plan_forward(extents, architecture);
+    const auto backward = bottleneck::plan_backward(extents, architecture);
+    const bool fused_forward = tensor_cores && forward && (backward || !grn);
+    result["bottleneck_forward"] = fused_forward ? describe(*forward, batch) : not_fused();
+    result["bottleneck_backward"] = tensor_cores && backward ? describe(*backward, batch) : not_fused();
+    return result;
+}
+
 }  // namespace
 
 void add_launch_plans(py::module_& module) {
@@ -167,4 +219,7 @@ void add_launch_plans(py::module_& module) {
                "channels"_a, "small_size"_a, "large_size"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a,
                "affine"_a, "large_is_gradient"_a, "alignment"_a, "architecture"_a,
                "Core, tile and workspace of a weight gradient on an architecture (90: sm_90).");
+    module.def("plan_inverted_bottleneck", &inverted_bottleneck, py::kw_only(), "dtype"_a, "batch"_a, "channels"_a,
+               "hidden"_a, "outputs"_a, "voxels"_a, "grn"_a, "architecture"_a,
+               "Tiles and grid of an inverted bottleneck's passes; core \"none\" where no fused kernel takes them.");
 }

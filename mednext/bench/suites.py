@@ -43,6 +43,7 @@ class Choice:
         baselines: of :data:`BASELINES`.
         factories: the user's, as ``package.module:function``.
         channels_last: measure ours in channels_last_3d too.
+        graphs: measure ours under ``torch.compile(mode="reduce-overhead")`` too, which is CUDA graphs on a GPU.
     """
 
     suite: str
@@ -55,6 +56,7 @@ class Choice:
     baselines: tuple[str, ...]
     factories: tuple[str, ...] = ()
     channels_last: bool = False
+    graphs: bool = False
 
 
 def default_choice(suite: str, device: str, quick: bool) -> Choice:
@@ -81,6 +83,7 @@ def default_choice(suite: str, device: str, quick: bool) -> Choice:
         ("default",),
         tuple(baselines),
         channels_last=gpu and not quick and not networks,
+        graphs=gpu and suite == "network",
     )
 
 
@@ -93,6 +96,8 @@ def implementations(choice: Choice) -> list[Implementation]:
         found.append(Implementation(name, "mednext", forced))
         if choice.channels_last:
             found.append(Implementation(f"{name} channels_last_3d", "mednext", forced, channels_last=True))
+        if choice.graphs:
+            found.append(Implementation(f"{name} reduce-overhead", "mednext", forced, compile="reduce-overhead"))
     found += [BASELINES[name] for name in choice.baselines]
     return found + [Implementation(factory, "user", factory=factory) for factory in choice.factories]
 

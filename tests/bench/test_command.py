@@ -108,6 +108,17 @@ def test_network_beside_networks_of_the_user(tmp_path, planted):
         assert "output" in status["wrong"].note and status["wrong"].seconds is None
 
 
+def test_compiled_networks_ours_and_pytorchs(tmp_path):
+    arguments = ["network", *FAST, "--variant", "S", "--kernel-size", "3", "--patch", "32"]
+    arguments += ["--baselines", "compile", "--graphs", "--output", str(tmp_path)]
+    assert command.main(arguments) == 0
+    rows, facts = read(tmp_path)
+    assert facts["choice"]["graphs"]
+    names = ["mednext", "mednext reduce-overhead", "torch.compile"]
+    assert [(row.implementation, row.status) for row in rows] == 2 * [(name, "ok") for name in names]
+    assert rows[1].backends == rows[0].backends, "what ran within the compiled network"
+
+
 def test_scaling_and_memory(tmp_path):
     small = ["--quick", "--device", "cpu", "--variant", "S", "--kernel-size", "1", "3", "--patch", "32"]
     small += ["--baselines", "--output"]
@@ -210,6 +221,7 @@ def test_resume_refuses_another_run(tmp_path, capsys):
         (["network", "--patch", "20"], "multiple of 16"),
         (["network", "--patch", "16"], "at least 32"),
         (["ops", "--patch", "8", "--baseline", "a:b"], "belongs to network"),
+        (["ops", "--patch", "8", "--graphs"], "--graphs runs whole networks"),
         (["ops", "--device", "tpu"], "--device 'tpu'"),
         (["compare", "nowhere", "nowhere"], "holds no results"),
     ],

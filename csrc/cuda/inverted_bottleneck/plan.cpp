@@ -34,16 +34,19 @@ bool choose_instance(const Extents& extents, int& channels, int& outputs) {
     return true;
 }
 
-std::int64_t forward_shared_bytes(const ForwardPlan& plan, int warps) {
+}  // namespace
+
+std::int64_t shared_bytes(const ForwardPlan& plan) {
     const std::int64_t c = plan.channels;
     const std::int64_t o = plan.outputs;
     const std::int64_t h = plan.hidden;
-    const std::int64_t elements = h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) +
-                                  warps * (c + o) * pitch_of(ForwardPlan::voxels(plan.outputs));  // channels_last: less
+    const std::int64_t elements =
+        h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) +
+        plan.warps * (c + o) * pitch_of(ForwardPlan::voxels(plan.outputs));  // channels_last: less
     return 2 * elements + 4 * (2 * c + o + h);
 }
 
-std::int64_t backward_shared_bytes(const BackwardPlan& plan) {
+std::int64_t shared_bytes(const BackwardPlan& plan) {
     const std::int64_t c = plan.channels;
     const std::int64_t o = plan.outputs;
     const std::int64_t h = plan.hidden;
@@ -56,8 +59,6 @@ std::int64_t backward_shared_bytes(const BackwardPlan& plan) {
     return 2 * elements + 4 * (4 * c + 3 * h + BackwardPlan::kMaxWarps * 32);
 }
 
-}  // namespace
-
 std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture) {
     ForwardPlan plan{};
     if (architecture < 80 || extents.hidden > 4096) return std::nullopt;
@@ -65,7 +66,7 @@ std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture
     plan.hidden = static_cast<int>(round_up(extents.hidden, 16));
     const std::int64_t most = most_shared_bytes(architecture);
     plan.warps = ForwardPlan::max_warps(plan.channels, plan.outputs);
-    while (plan.warps > 0 && forward_shared_bytes(plan, plan.warps) > most) plan.warps -= 2;
+    while (plan.warps > 0 && shared_bytes(plan) > most) plan.warps -= 2;
     if (plan.warps < 2) return std::nullopt;
 
     plan.tiles = ceil_div(extents.voxels, ForwardPlan::voxels(plan.outputs));
@@ -84,7 +85,7 @@ std::optional<BackwardPlan> plan_backward(const Extents& extents, int architectu
     plan.hidden = static_cast<int>(round_up(extents.hidden, BackwardPlan::kRows));
     const int groups = plan.hidden / BackwardPlan::kRows;
     plan.splits = groups == 1 ? 4 : groups <= 3 ? 2 : 1;
-    if (backward_shared_bytes(plan) > most_shared_bytes(architecture)) return std::nullopt;
+    if (shared_bytes(plan) > most_shared_bytes(architecture)) return std::nullopt;
 
     plan.tiles = ceil_div(extents.voxels, BackwardPlan::kVoxels);
     const std::int64_t blocks = kProcessors * (plan.channels * plan.outputs <= 32 * 64 ? 2 : 1);

@@ -78,4 +78,8 @@ struct BackwardPlan {
 std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture);
 std::optional<BackwardPlan> plan_backward(const Extents& extents, int architecture);
 
+// Of a block's shared memory, in the memory format that takes more.
+std::int64_t shared_bytes(const ForwardPlan& plan);
+std::int64_t shared_bytes(const BackwardPlan& plan);
+
 }  // namespace mednext_ops::cuda::inverted_bottleneck
