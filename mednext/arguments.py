@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, TypeVar
 
 from torch import nn
@@ -42,7 +43,7 @@ def positive_int(name: str, value: int) -> int:
     """``value``, which must be an int above zero."""
     if not _is_int(value) or value < 1:
         raise ValueError(f"{name} must be a positive int, got {value!r}")
-    return value
+    return int(value)
 
 
 def kernel_per_axis(name: str, value: PerAxis, axes: int) -> tuple[int, ...]:
@@ -71,8 +72,8 @@ def _per_axis(name: str, value: PerAxis, axes: int) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
     if len(values) != axes or not all(map(_is_int, values)):
         raise ValueError(f"{name} must be an int or {axes} ints, one an axis, got {value!r}")
-    return values
+    return tuple(map(int, values))
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int | Integral) and not isinstance(value, bool)

@@ -31,6 +31,7 @@ def _is_product(module: Any, x: Any) -> bool:
         and x.dim() == 5
         and x.shape[1] == module.in_channels
         and x.numel() > 0
+        and (x.dtype == module.weight.dtype or torch.is_autocast_enabled("cpu"))
         and not torch.compiler.is_exporting()  # an exported graph keeps its convolutions
         and not torch.onnx.is_in_onnx_export()
     )

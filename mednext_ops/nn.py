@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -25,9 +26,9 @@ Extent = int | Sequence[int]
 
 
 def _positive(channels: int) -> int:
-    if not isinstance(channels, int) or channels < 1:
+    if not isinstance(channels, int | Integral) or isinstance(channels, bool) or channels < 1:
         raise ValueError(f"channels must be a positive int, got {channels!r}")
-    return channels
+    return int(channels)
 
 
 class DepthwiseConv3d(torch.nn.Conv3d):

@@ -147,7 +147,7 @@ inline Tensor in_format(const Tensor& tensor, bool channels_last) {
     const bool fits = channels_last ? is_channels_last_3d(tensor) : tensor.is_contiguous();
     if (fits) return tensor;
     using torch::headeronly::MemoryFormat;
-    return torch::stable::contiguous(tensor, channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous);
+    return copied(tensor, channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous);
 }
 
 inline std::optional<Tensor> in_format(const std::optional<Tensor>& tensor, bool channels_last) {

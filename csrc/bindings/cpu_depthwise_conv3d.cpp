@@ -146,8 +146,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv3d_statistics(const Tensor& inp
     problem.moments = moments.data();
     convolve(problem, plan);
 
-    Tensor mean = torch::stable::new_empty(input, {problem.batch, num_groups}, ScalarType::Float);
-    Tensor rstd = torch::stable::new_empty(input, {problem.batch, num_groups}, ScalarType::Float);
+    Tensor mean = allocate(input, {problem.batch, num_groups}, ScalarType::Float);
+    Tensor rstd = allocate(input, {problem.batch, num_groups}, ScalarType::Float);
     cpu::group_norm::finalize(
         moments.data(), problem.batch * num_groups, channels / num_groups * plan.moments_per_channel(), eps,
         static_cast<float*>(mean.mutable_data_ptr()), static_cast<float*>(rstd.mutable_data_ptr()));
@@ -254,8 +254,8 @@ Tensor depthwise_conv3d_backward_weight(const Tensor& grad_output, const std::op
 
     const std::int64_t channels = input.size(1);
     const kernels::WeightGradientPlan plan = kernels::plan(problem, cpu::kernels().lanes);
-    Tensor grad_weight = torch::stable::new_empty(input, {channels, 1, kernel_size[0], kernel_size[1], kernel_size[2]},
-                                                  ScalarType::Float);
+    Tensor grad_weight =
+        allocate(input, {channels, 1, kernel_size[0], kernel_size[1], kernel_size[2]}, ScalarType::Float);
     const cpu::AlignedFloats partial = cpu::aligned_floats(plan.partial_floats());
     run_tasks(problem, plan, [&](std::int64_t begin, std::int64_t end, float* scratch) {
         cpu::kernels().weight_gradient(problem, plan, begin, end, scratch, partial.get());

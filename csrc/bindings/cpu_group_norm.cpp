@@ -80,8 +80,8 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_backward(const Tensor& grad_output
     torch::stable::parallel_for(0, tasks, kTasksPerThread, [&](std::int64_t begin, std::int64_t end) {
         cpu::kernels().group_norm_gradient(problem, begin, end);
     });
-    Tensor grad_sum = torch::stable::new_empty(input, {batch, channels}, ScalarType::Float);
-    Tensor grad_dot = torch::stable::new_empty(input, {batch, channels}, ScalarType::Float);
+    Tensor grad_sum = allocate(input, {batch, channels}, ScalarType::Float);
+    Tensor grad_dot = allocate(input, {batch, channels}, ScalarType::Float);
     kernels::add_parts(problem, static_cast<float*>(grad_sum.mutable_data_ptr()),
                        static_cast<float*>(grad_dot.mutable_data_ptr()));
     return {gelu ? grad->tensor : torch::stable::new_empty(input, {0}), grad_sum, grad_dot};

@@ -25,8 +25,8 @@ std::tuple<Tensor, Tensor> group_norm_statistics(const Tensor& input, std::int64
     require_groups(op, num_groups, input.size(1));
 
     const Volume volume = dense_volume(input);
-    Tensor mean = torch::stable::new_empty(input, {volume.batch, num_groups}, ScalarType::Float);
-    Tensor rstd = torch::stable::new_empty(input, {volume.batch, num_groups}, ScalarType::Float);
+    Tensor mean = allocate(input, {volume.batch, num_groups}, ScalarType::Float);
+    Tensor rstd = allocate(input, {volume.batch, num_groups}, ScalarType::Float);
     const kernels::StatisticsProblem problem{volume.tensor.const_data_ptr(),
                                              cpu_scalar_type(input),
                                              volume.channels_last,

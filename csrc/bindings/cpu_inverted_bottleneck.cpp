@@ -121,14 +121,14 @@ struct Bottleneck {
     // The vector of sums at `offset` of all slots: [N, columns].
     Tensor vector_sums(const float* slots, std::int64_t offset, std::int64_t columns,
                        std::int64_t padded_columns) const {
-        Tensor result = torch::stable::new_empty(input.tensor, {shape.batch, columns}, ScalarType::Float);
+        Tensor result = allocate(input.tensor, {shape.batch, columns}, ScalarType::Float);
         add_up(slots, offset, 1, columns, padded_columns, result);
         return result;
     }
 
     // The matrix of sums at `offset` of all slots: [N, rows, columns].
     Tensor matrix_sums(const float* slots, std::int64_t offset, std::int64_t rows, std::int64_t columns) const {
-        Tensor result = torch::stable::new_empty(input.tensor, {shape.batch, rows, columns}, ScalarType::Float);
+        Tensor result = allocate(input.tensor, {shape.batch, rows, columns}, ScalarType::Float);
         add_up(slots, offset, rows, columns, plan.hidden, result);
         return result;
     }

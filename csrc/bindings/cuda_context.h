@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../cuda/common/scalar_type.h"
+#include "allocation.h"
 #include "arguments.h"
 
 // Opens the registration of an op's CUDA implementation.
@@ -55,14 +56,12 @@ class CudaContext {
     // An uninitialised tensor on the device of `like`. Under emulation every byte is 0xff, which is NaN: what a kernel
     // does not write, or reads before it is written, shows.
     Tensor empty(const Tensor& like, std::initializer_list<std::int64_t> sizes, ScalarType type) const {
-        return poisoned(torch::stable::new_empty(like, std::vector<std::int64_t>(sizes), type));
+        return poisoned(allocate(like, sizes, type));
     }
 
     // The same for a volume [N, C, D, H, W] of the type of `like`, contiguous or channels_last_3d.
     Tensor empty_volume(const Tensor& like, const std::vector<std::int64_t>& sizes, bool channels_last) const {
-        using torch::headeronly::MemoryFormat;
-        return poisoned(torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                                             channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous));
+        return poisoned(allocate_volume(like, sizes, channels_last));
     }
 
   private:

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 
+#include "allocation.h"
 #include "huge_pages.h"
 #include "memory_pool.h"
 
@@ -51,7 +52,6 @@ struct FreeBlock {
 // A dense [N, C, D, H, W] of the type of `like`, of memory whose pages exist. Its storage cannot be resized.
 inline torch::stable::Tensor new_pooled_tensor(const torch::stable::Tensor& like, const Sizes5& size,
                                                bool channels_last) {
-    using torch::headeronly::MemoryFormat;
 #if defined(__linux__)
     std::int64_t bytes = static_cast<std::int64_t>(like.element_size());
     bool counted = true;  // an extent that overflows is left to torch, which says so
@@ -73,9 +73,7 @@ inline torch::stable::Tensor new_pooled_tensor(const torch::stable::Tensor& like
         }
     }
 #endif
-    const torch::stable::Tensor tensor = torch::stable::empty(
-        {size[0], size[1], size[2], size[3], size[4]}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-        channels_last ? MemoryFormat::ChannelsLast3d : MemoryFormat::Contiguous);
+    const torch::stable::Tensor tensor = allocate_volume(like, {size.begin(), size.end()}, channels_last);
     advise_huge_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
     return tensor;
 }

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "allocation.h"
+
 namespace mednext_ops::bindings {
 
 // Dense with channels fastest, as torch.channels_last_3d. Strides of extents of one say nothing and are not looked at.
@@ -32,7 +34,7 @@ inline Volume dense_volume(const torch::stable::Tensor& input) {
     const std::int64_t voxels = input.size(2) * input.size(3) * input.size(4);
     if (input.is_contiguous()) return {input, false, batch, channels, voxels};
     if (is_channels_last_3d(input)) return {input, true, batch, channels, voxels};
-    return {torch::stable::contiguous(input), false, batch, channels, voxels};
+    return {copied(input, torch::headeronly::MemoryFormat::Contiguous), false, batch, channels, voxels};
 }
 
 }  // namespace mednext_ops::bindings

@@ -173,7 +173,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     words = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words)
+    told = ("can't allocate memory", "out of memory", "could not be allocated")  # PyTorch's allocators; our libraries
+    return isinstance(error, RuntimeError) and any(text in words for text in told)
 
 
 def _fill_in(row: Row, timing: Timing) -> None:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from mednext_ops.backends.failures import as_torch_raises
 from mednext_ops.backends.problem import (
     ConvGeometry,
     GroupNormGradient,
@@ -176,4 +177,11 @@ def _first_taker(problem: Problem, forced: tuple[str, ...] | None) -> tuple[Any 
 
 def run(problem: Problem, *args: Any) -> Any:
     """Call the op named by ``problem`` on the backend chosen for it."""
-    return getattr(choose(problem), problem.op)(*args)
+    module = choose(problem)
+    try:
+        return getattr(module, problem.op)(*args)
+    except RuntimeError as error:
+        told = as_torch_raises(error, problem.device_type)
+        if told is error:
+            raise
+        raise told from error

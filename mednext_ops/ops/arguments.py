@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 
@@ -25,11 +26,11 @@ _AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu") if torch.
 def triple(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int, int]:
     """``value`` for each of D, H, W: an int stands for all three."""
     values = tuple(value) if isinstance(value, Sequence) else (value,) * 3
-    if len(values) != 3 or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+    if len(values) != 3 or not all(isinstance(v, int | Integral) and not isinstance(v, bool) for v in values):
         raise ValueError(f"{name} must be an int or three ints (D, H, W), got {value!r}")
     if min(values) < minimum:
         raise ValueError(f"{name} must be at least {minimum} on every axis, got {value!r}")
-    return values[0], values[1], values[2]
+    return int(values[0]), int(values[1]), int(values[2])
 
 
 def check_input(name: str, tensor: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mednext_ops as ops
 from mednext_ops import native
 from mednext_ops.backends import emulated
 from mednext_ops.backends.problem import Problem
@@ -55,6 +56,16 @@ def test_it_declines_with_a_reason():
     assert "not 4 dimensions" in str(
         emulated.supports(Problem("group_norm_statistics", "cpu", torch.float32, shape[1:]))
     )
+
+
+@pytest.mark.usefixtures("emulated")
+def test_an_output_for_which_there_is_no_memory_is_named():
+    """By the bindings of the CUDA kernels, which are the same."""
+    padding = 2**15  # 2^50 bytes: more than a process can address
+    with ops.use_backend("emulated"), pytest.raises(RuntimeError) as raised:
+        ops.depthwise_conv3d(torch.ones(1, 1, 2, 2, 2), torch.ones(1, 1, 3, 3, 3), padding=padding)
+    extent = 2 * padding
+    assert f"a tensor of [1, 1, {extent}, {extent}, {extent}] could not be allocated" in str(raised.value)
 
 
 def test_the_library_wants_no_cpp_symbol_of_torch(folder: Path):

@@ -54,6 +54,12 @@ def test_what_is_no_product_goes_to_pytorch(ours, theirs):
     assert found(empty).shape == expected(empty).shape
     with pytest.raises(RuntimeError, match="channels"):
         found(torch.zeros(1, 4, 2, 2, 2, dtype=torch.float64))
+    said = []
+    for module in (found, expected):
+        with pytest.raises(RuntimeError) as raised:
+            module(torch.zeros(1, 5, 2, 2, 2, dtype=torch.float16))
+        said.append(str(raised.value))
+    assert said[0] == said[1] and "Half" in said[0]
     unbatched = torch.randn(5, 2, 3, 4, dtype=torch.float64)
     torch.testing.assert_close(found(unbatched), expected(unbatched))
 

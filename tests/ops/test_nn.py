@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils import parametrize, prune
@@ -135,3 +136,13 @@ def test_options_are_keywords_where_pytorchs_layers_go_on_with_others(layer, pos
     layer(*positional, bias=False)
     with pytest.raises(TypeError, match="positional"):
         layer(*positional, 6)
+
+
+def test_numpys_integers_are_integers():
+    plain = ops.nn.DepthwiseConv3d(4, 3, stride=2, padding=1)
+    layer = ops.nn.DepthwiseConv3d(np.int64(4), np.int32(3), stride=np.int64(2), padding=(np.int64(1), 1, 1))
+    layer.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 4, 6, 6, 6)
+    assert torch.equal(layer(x), plain(x))
+    with pytest.raises(ValueError, match="stride must be an int"):
+        ops.nn.DepthwiseConv3d(4, 3, stride=np.bool_(True))
