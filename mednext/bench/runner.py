@@ -50,10 +50,13 @@ class Runner:
     def run(self, tasks: Iterable[Task], implementations: Sequence[Implementation]) -> None:
         """Measures every task by every implementation."""
         gc.freeze()  # what is there now stays: collections between the rows need not walk through it
-        for task in tasks:
-            with self._stream():
-                self._run_one(task, implementations)
-            self._tidy()
+        try:
+            for task in tasks:
+                with self._stream():
+                    self._run_one(task, implementations)
+                self._tidy()
+        finally:
+            gc.unfreeze()  # else the interpreter ends with them, and nanobind, in Triton, lists each of its own
 
     def _run_one(self, task: Task, implementations: Sequence[Implementation]) -> None:
         rows: dict[str, Row] = {}

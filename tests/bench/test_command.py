@@ -252,3 +252,10 @@ def test_it_is_a_command_of_mednext(tmp_path):
         done = subprocess.run([sys.executable, *start, "--help"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "compare" in done.stdout and "scaling" in done.stdout
+
+
+def test_the_process_ends_without_complaints(tmp_path):
+    command_line = [sys.executable, "-m", "mednext.bench", *TINY_OPS, "--baselines", "--output", str(tmp_path / "out")]
+    done = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr
