@@ -135,6 +135,8 @@ def _choice(options: argparse.Namespace, device: torch.device) -> suites.Choice:
         raise InputError("--baseline names a network: it belongs to network, scaling and memory.")
     if choice.graphs and not networks:
         raise InputError("--graphs runs whole networks: operators and blocks are CUDA graphs on a GPU in any case.")
+    if (options.seconds or 0) < 0 or (options.samples is not None and options.samples < 1):
+        raise InputError("--seconds must not be negative, and --samples must be at least 1.")
     if "monai" in choice.baselines and importlib.util.find_spec("monai") is None:
         print("MONAI is not installed: its rows are left out (pip install monai)")
     return choice
@@ -220,7 +222,8 @@ def _timer(options: argparse.Namespace, device: torch.device) -> Timer | None:
     seconds, samples = (0.2, 5 if not networks else 3) if options.quick else (1.0, 10 if not networks else 5)
     if device.type == "cuda" and not networks:
         seconds /= 20  # a kernel takes microseconds
-    return Timer(device, options.seconds or seconds, options.samples or samples)
+    seconds = seconds if options.seconds is None else options.seconds
+    return Timer(device, seconds, samples if options.samples is None else options.samples)
 
 
 def _finish(folder: Path, rows: list[Row], facts: dict[str, Any]) -> None:

@@ -73,11 +73,12 @@ def default_choice(suite: str, device: str, quick: bool) -> Choice:
     else:
         variants = ("S",) if quick else ("B",)
     full_patch = 128 if gpu else (48 if networks else 64)
+    quick_patch = (64 if gpu else 32) if networks else full_patch // 2
     return Choice(
         suite,
         variants,
         (3, 5, 7) if not quick or suite == "scaling" else (3, 5),
-        (full_patch // 2 if not gpu or not networks else 64) if quick else full_patch,
+        quick_patch if quick else full_patch,
         1,
         ("bf16",) if gpu else ("fp32",),
         ("default",),

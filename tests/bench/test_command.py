@@ -108,6 +108,19 @@ def test_network_beside_networks_of_the_user(tmp_path, planted):
         assert "output" in status["wrong"].note and status["wrong"].seconds is None
 
 
+@pytest.mark.parametrize("suite", suites.SUITES)
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_measured_without_options_can_be_measured(suite, quick, device):
+    patch = suites.default_choice(suite, device, quick).patch
+    assert suite in ("ops", "blocks") or (patch % 16 == 0 and patch >= 32)
+
+
+def test_no_seconds_and_few_samples_are_what_they_say(tmp_path):
+    assert command.main([*TINY_OPS, "--baselines", "--output", str(tmp_path)]) == 0
+    assert {row.samples for row in read(tmp_path)[0]} == {2}
+
+
 def test_compiled_networks_ours_and_pytorchs(tmp_path):
     arguments = ["network", *FAST, "--variant", "S", "--kernel-size", "3", "--patch", "32"]
     arguments += ["--baselines", "compile", "--graphs", "--output", str(tmp_path)]
@@ -222,6 +235,8 @@ def test_resume_refuses_another_run(tmp_path, capsys):
         (["network", "--patch", "16"], "at least 32"),
         (["ops", "--patch", "8", "--baseline", "a:b"], "belongs to network"),
         (["ops", "--patch", "8", "--graphs"], "--graphs runs whole networks"),
+        (["ops", "--seconds", "-1"], "--seconds must not be negative"),
+        (["ops", "--samples", "0"], "--samples must be at least 1"),
         (["ops", "--device", "tpu"], "--device 'tpu'"),
         (["compare", "nowhere", "nowhere"], "holds no results"),
     ],
