@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, TypeVar
 
 from torch import nn
+
+from mednext_ops.ops.arguments import is_int
 
 __all__ = [
     "RECOMPUTE",
@@ -41,7 +42,7 @@ def spatial_axes(dim: str) -> int:
 
 def positive_int(name: str, value: int) -> int:
     """``value``, which must be an int above zero."""
-    if not _is_int(value) or value < 1:
+    if not is_int(value) or value < 1:
         raise ValueError(f"{name} must be a positive int, got {value!r}")
     return int(value)
 
@@ -70,10 +71,6 @@ def must_be_module(name: str, value: Any) -> None:
 
 def _per_axis(name: str, value: PerAxis, axes: int) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
-    if len(values) != axes or not all(map(_is_int, values)):
+    if len(values) != axes or not all(map(is_int, values)):
         raise ValueError(f"{name} must be an int or {axes} ints, one an axis, got {value!r}")
     return tuple(map(int, values))
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int | Integral) and not isinstance(value, bool)

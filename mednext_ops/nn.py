@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 
-from mednext_ops.ops.arguments import check_group_count, triple
+from mednext_ops.ops.arguments import check_group_count, is_int, triple
 from mednext_ops.ops.depthwise_conv3d import depthwise_conv3d
 from mednext_ops.ops.depthwise_conv3d_group_norm import depthwise_conv3d_group_norm
 from mednext_ops.ops.depthwise_conv_transpose3d import depthwise_conv_transpose3d
@@ -26,7 +25,7 @@ Extent = int | Sequence[int]
 
 
 def _positive(channels: int) -> int:
-    if not isinstance(channels, int | Integral) or isinstance(channels, bool) or channels < 1:
+    if not is_int(channels) or channels < 1:
         raise ValueError(f"channels must be a positive int, got {channels!r}")
     return int(channels)
 

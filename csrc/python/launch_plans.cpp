@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -158,52 +159,38 @@ py::dict weight_gradient(const std::string& dtype, bool channels_last, std::int6
 
 namespace bottleneck = mednext_ops::cuda::inverted_bottleneck;
 
-py::dict not_fused() {
+// What both passes say; core "none" where no fused kernel takes the shape.
+template <typename Plan>
+py::dict describe(const std::optional<Plan>& plan, std::int64_t batch, int warps, int voxels) {
     py::dict result;
-    result["core"] = "none";
-    return result;
-}
-
-py::dict describe(const bottleneck::ForwardPlan& plan, std::int64_t batch) {
-    py::dict result;
-    result["core"] = "fused";
-    result["instance_channels"] = plan.channels;
-    result["instance_outputs"] = plan.outputs;
-    result["hidden"] = plan.hidden;
-    result["threads"] = 32 * plan.warps;
-    result["blocks"] = batch * plan.parts;
-    result["voxels_a_tile"] = bottleneck::ForwardPlan::voxels(plan.outputs);
-    result["tiles"] = plan.tiles;
-    result["shared_bytes_at_most"] = bottleneck::shared_bytes(plan);
-    return result;
-}
-
-py::dict describe(const bottleneck::BackwardPlan& plan, std::int64_t batch) {
-    py::dict result;
-    result["core"] = "fused";
-    result["instance_channels"] = plan.channels;
-    result["instance_outputs"] = plan.outputs;
-    result["hidden"] = plan.hidden;
-    result["warps_that_share_rows"] = plan.splits;
-    result["threads"] = 32 * plan.warps();
-    result["blocks"] = batch * plan.parts;
-    result["voxels_a_tile"] = bottleneck::BackwardPlan::kVoxels;
-    result["tiles"] = plan.tiles;
-    result["shared_bytes_at_most"] = bottleneck::shared_bytes(plan);
+    result["core"] = plan ? "fused" : "none";
+    if (!plan) return result;
+    result["instance_channels"] = plan->channels;
+    result["instance_hidden"] = plan->hidden;
+    result["instance_outputs"] = plan->outputs;
+    result["threads"] = 32 * warps;
+    result["blocks"] = batch * plan->parts;
+    result["voxels_a_tile"] = voxels;
+    result["tiles"] = plan->tiles;
+    result["shared_bytes_at_most"] = bottleneck::shared_bytes(*plan);
     return result;
 }
 
 // The passes of an inverted bottleneck. With GRN the backward's kernel makes the forward's sums too.
 py::dict inverted_bottleneck(const std::string& dtype, std::int64_t batch, std::int64_t channels, std::int64_t hidden,
                              std::int64_t outputs, std::int64_t voxels, bool grn, int architecture) {
-    py::dict result;
     const bottleneck::Extents extents{batch, channels, hidden, outputs, voxels};
-    const bool tensor_cores = scalar_type(dtype) != ScalarType::float32;
-    const auto forward = bottleneck::plan_forward(extents, architecture);
-    const auto backward = bottleneck::plan_backward(extents, architecture);
-    const bool fused_forward = tensor_cores && forward && (backward || !grn);
-    result["bottleneck_forward"] = fused_forward ? describe(*forward, batch) : not_fused();
-    result["bottleneck_backward"] = tensor_cores && backward ? describe(*backward, batch) : not_fused();
+    std::optional<bottleneck::ForwardPlan> forward;
+    std::optional<bottleneck::BackwardPlan> backward;
+    if (scalar_type(dtype) != ScalarType::float32) {
+        backward = bottleneck::plan_backward(extents, architecture);
+        if (backward || !grn) forward = bottleneck::plan_forward(extents, architecture);
+    }
+    py::dict result;
+    result["bottleneck_forward"] = describe(forward, batch, forward ? forward->warps : 0,
+                                            forward ? bottleneck::ForwardPlan::voxels(forward->outputs) : 0);
+    result["bottleneck_backward"] =
+        describe(backward, batch, backward ? backward->warps() : 0, bottleneck::BackwardPlan::kVoxels);
     return result;
 }
 

@@ -156,7 +156,8 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
     implementations = suites.implementations(choice)
     came_from = provenance(device, [argument for argument in arguments if argument != "--resume"])
     facts: dict[str, Any] = {"suite": options.suite, "finished": False, "choice": dataclasses.asdict(choice)}
-    rows, ceilings = _earlier(options, facts, came_from) if options.resume else ([], {})
+    names = {implementation.name for implementation in implementations}
+    rows, ceilings = _earlier(options, facts, came_from, names) if options.resume else ([], {})
     tasks = [task for task in tasks if not any(of_task(row, task.fields) for row in rows)]
 
     def record(row: Row) -> None:
@@ -185,7 +186,7 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _earlier(
-    options: argparse.Namespace, facts: dict[str, Any], came_from: dict[str, str]
+    options: argparse.Namespace, facts: dict[str, Any], came_from: dict[str, str], names: set[str]
 ) -> tuple[list[Row], dict[str, Ceilings]]:
     """Rows of the tasks that the run in ``--output`` ended, and its ceilings; nothing where there is no run yet."""
     if not (options.output / JSON_NAME).exists():
@@ -201,9 +202,10 @@ def _earlier(
         for fact in ("machine", "versions"):
             if getattr(row, fact) != came_from[fact]:
                 raise InputError(f"--resume: the run in {options.output} was made with {getattr(row, fact)}.")
-    if rows and not told.get("finished"):  # of the last task some implementations may be missing
-        last = dataclasses.asdict(rows[-1])
-        rows = [row for row in rows if not of_task(row, {name: last[name] for name in TASK_FIELDS})]
+    if rows and not told.get("finished"):
+        last = {name: getattr(rows[-1], name) for name in TASK_FIELDS}
+        if not names <= {row.implementation for row in rows if of_task(row, last)}:
+            rows = [row for row in rows if not of_task(row, last)]
     try:
         return rows, {dtype: Ceilings(**of_dtype) for dtype, of_dtype in told.get("ceilings", {}).items()}
     except (AttributeError, TypeError) as error:

@@ -84,7 +84,7 @@ def default_choice(suite: str, device: str, quick: bool) -> Choice:
         ("default",),
         tuple(baselines),
         channels_last=gpu and not quick and not networks,
-        graphs=gpu and suite == "network",
+        graphs=gpu and not quick and suite == "network",
     )
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "check_input",
     "check_output_size",
     "check_parameter",
+    "is_int",
     "pointwise_matrix",
     "triple",
 ]
@@ -23,10 +24,15 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(d))
 
 
+def is_int(value: object) -> bool:
+    """Whether ``value`` is an integer, numpy's too; a bool is none."""
+    return isinstance(value, int | Integral) and not isinstance(value, bool)
+
+
 def triple(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int, int]:
     """``value`` for each of D, H, W: an int stands for all three."""
     values = tuple(value) if isinstance(value, Sequence) else (value,) * 3
-    if len(values) != 3 or not all(isinstance(v, int | Integral) and not isinstance(v, bool) for v in values):
+    if len(values) != 3 or not all(map(is_int, values)):
         raise ValueError(f"{name} must be an int or three ints (D, H, W), got {value!r}")
     if min(values) < minimum:
         raise ValueError(f"{name} must be at least {minimum} on every axis, got {value!r}")

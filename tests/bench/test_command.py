@@ -197,6 +197,11 @@ def test_resume_goes_on_after_the_last_whole_task(tmp_path, monkeypatch, capsys)
     assert [row.seconds for row in rows[:6]] == [row.seconds for row in whole[:6]]
     assert "--resume" not in rows[-1].command and "6 rows kept" in capsys.readouterr().out
     assert (stopped / "roofline.png").is_file()
+    # Killed between two tasks: none is run again.
+    (stopped / "results.json").write_text(json.dumps({**content, "finished": False, "rows": content["rows"][:-2]}))
+    assert command.main([*arguments, str(stopped), "--resume"]) == 0
+    assert f"1 tasks, 2 implementations, {len(whole) - 2} rows kept" in capsys.readouterr().out
+    rows, _ = read(stopped)
     # A run that ended: nothing is measured, everything is drawn.
     (stopped / "report.html").unlink()
     monkeypatch.setattr(command, "measure_ceilings", None)
