@@ -34,7 +34,8 @@ class CudaContext {
 #else
     explicit CudaContext(const Tensor& tensor) : guard_(tensor.get_device_index()) {
         void* stream = nullptr;
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+        require(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == AOTI_TORCH_SUCCESS,
+                "torch does not tell its current CUDA stream");
         stream_ = static_cast<cudaStream_t>(stream);
     }
 #endif
