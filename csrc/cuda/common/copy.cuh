@@ -51,6 +51,25 @@ __device__ inline void copy_async(void* shared, const void* global, int valid = 
 #endif
 }
 
+// The same, all of it or, where `wanted` is false, nothing: no branch.
+template <int Bytes>
+__device__ inline void copy_async_if(bool wanted, void* shared, const void* global) {
+    static_assert(Bytes == 8, "of 8 bytes");
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile(
+        "{\n"
+        ".reg .pred wanted;\n"
+        "setp.ne.b32 wanted, %3, 0;\n"
+        "@wanted cp.async.ca.shared.global [%0], [%1], %2;\n"
+        "}" ::"r"(to),
+        "l"(__cvta_generic_to_global(global)), "n"(Bytes), "r"(static_cast<int>(wanted))
+        : "memory");
+#else
+    if (wanted) copy_async<Bytes>(shared, global);
+#endif
+}
+
 __device__ inline void copy_async_commit() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -81,6 +100,12 @@ void copy_async(void* shared, const void* global, int valid = Bytes,
     if (valid > 0) std::memcpy(looked_at, global, static_cast<std::size_t>(valid));
     asm volatile("" ::"r"(looked_at) : "memory");  // or the compiler would drop it
     block.thread().copies.issue(shared, global, Bytes, static_cast<std::size_t>(valid));
+}
+
+template <int Bytes>
+void copy_async_if(bool wanted, void* shared, const void* global,
+                   emulation::CallSite where = emulation::CallSite::current()) {
+    if (wanted) copy_async<Bytes>(shared, global, Bytes, where);
 }
 
 inline void copy_async_commit() {

@@ -63,6 +63,23 @@ __device__ inline void unpack(unsigned pair, float& low, float& high) {
     }
 }
 
+// Two floats rounded to a register of two elements, by one instruction where there is one (sm_80).
+template <typename T>
+__device__ inline unsigned round_pair(float low, float high) {
+    static_assert(sizeof(T) == 2, "two elements of 16 bits make a register");
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    unsigned pair;
+    if constexpr (std::is_same_v<T, __half>) {
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    } else {
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    }
+    return pair;
+#else
+    return pack(from_float<T>(low), from_float<T>(high));
+#endif
+}
+
 // `Size` elements that are loaded by one instruction; their address is a multiple of their size together.
 template <typename T, int Size>
 struct alignas(sizeof(T) * Size) Vector {

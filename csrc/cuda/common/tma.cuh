@@ -16,7 +16,8 @@ namespace mednext_ops::cuda {
 #ifndef MEDNEXT_OPS_EMULATED
 
 // `shared` at a multiple of 128 bytes; `map` a kernel parameter that is const __grid_constant__; `at`: where in the
-// tensor the box begins, the fastest dimension first.
+// tensor the box begins, the fastest dimension first, which must be at a multiple of 16 bytes: an H200 answers
+// anything else with "illegal instruction".
 __device__ inline void load_box(void* shared, const CUtensorMap* map, const int (&at)[kTensorRank],
                                 std::uint64_t* barrier) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -87,6 +88,9 @@ inline void load_box(void* shared, const CUtensorMap* map, const int (&at)[kTens
     BoxedTensor tensor;
     std::memcpy(static_cast<void*>(&tensor), map, sizeof tensor);
     if (!tensor.loadable()) block.fail("load_box with a tensor map that was not encoded", where);
+    if (at[0] * static_cast<std::int64_t>(bytes_of(tensor.type)) % 16 != 0) {
+        block.fail("load_box of a box that begins at no multiple of 16 bytes", where);
+    }
     const std::uint64_t bytes = tensor.box_bytes();
     block.require_shared("load_box", shared, bytes, 128, where);
     initialised_mbarrier("load_box", barrier, where);

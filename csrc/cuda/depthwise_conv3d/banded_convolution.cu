@@ -24,24 +24,6 @@ bool at_pairs(const void* pointer) {
     return reinterpret_cast<std::uintptr_t>(pointer) % 4 == 0;
 }
 
-// The volumes as the copy engine sees them: a box is a plane of the tile.
-cudaError_t encode_planes(const ConvolutionProblem& p, const BandedTile& tile, const void* data, CUtensorMap* map) {
-    const auto row = static_cast<std::uint64_t>(p.input_size.w) * 2;
-    const auto plane = row * static_cast<std::uint64_t>(p.input_size.h);
-    const auto volume = plane * static_cast<std::uint64_t>(p.input_size.d);
-    const auto volumes = static_cast<std::uint64_t>(p.batch * p.channels);
-    const BoxedTensor tensor{
-        data,
-        p.type,
-        {static_cast<std::uint64_t>(p.input_size.w), static_cast<std::uint64_t>(p.input_size.h),
-         static_cast<std::uint64_t>(p.input_size.d), volumes, 1},
-        {row, plane, volume, volume * volumes},
-        {static_cast<std::uint32_t>(8 * tile.row_pitch),
-         static_cast<std::uint32_t>(tile.rows + p.geometry.kernel.h - 1), 1, 1, 1},
-    };
-    return encode(tensor, map);
-}
-
 }  // namespace
 
 cudaError_t launch_banded_convolution(const ConvolutionProblem& p, const BandedTile& tile, Moments<double>* moments,
@@ -73,13 +55,6 @@ cudaError_t launch_banded_convolution(const ConvolutionProblem& p, const BandedT
     parameters.pairs = p.output_size.w % 2 == 0 && at_pairs(p.output) && at_pairs(p.add);
     parameters.moments = moments;
     parameters.tile = tile;
-    if (tile.fill == Fill::boxes) {
-        cudaError_t error = encode_planes(p, tile, p.input, &parameters.source.box);
-        if (error == cudaSuccess && p.affine.given()) {
-            error = encode_planes(p, tile, p.affine.output, &parameters.source.box_output);
-        }
-        if (error != cudaSuccess) return error;
-    }
     const std::int64_t blocks = p.batch * p.channels * tile.tiles();
     if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
 

@@ -26,6 +26,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "../common/copy.cuh"
 #include "../common/launch.h"
@@ -55,19 +56,62 @@ struct BandedParameters {
     BandedTile tile;
 };
 
-// The moments of what a thread has stored, relative to the first value of it.
-struct alignas(16) RunningMoments {
-    Moments<float> moments;
-    float pivot;
+// Moments of what a thread stores: sums of its values less the first one of them, and of their squares. A plane's values
+// are summed at once and added with what was rounded off before (Kahan), so that a walk of any length costs no digits.
+struct RunningMoments {
+    float pivot = 0.0f;
+    float sum = 0.0f;
+    float sum_missing = 0.0f;
+    float squares = 0.0f;
+    float squares_missing = 0.0f;
+
+    __device__ static void add(float& total, float& missing, float value) {
+        const float whole = value - missing;
+        const float next = total + whole;
+        missing = (next - total) - whole;
+        total = next;
+    }
+
+    // Those of `values` that the mask names, or all of them.
+    template <bool All, int N>
+    __device__ void add_plane(const float (&values)[N], unsigned mask) {
+        float of_plane = 0.0f;
+        float squares_of_plane = 0.0f;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const float deviation = All || (mask >> i & 1) ? values[i] - pivot : 0.0f;
+            of_plane += deviation;
+            squares_of_plane = fmaf(deviation, deviation, squares_of_plane);
+        }
+        add(sum, sum_missing, of_plane);
+        add(squares, squares_missing, squares_of_plane);
+    }
+
+    __device__ Moments<double> moments(int values) const {
+        const double count = values;
+        const double all = static_cast<double>(sum) - static_cast<double>(sum_missing);
+        const double all_squares = static_cast<double>(squares) - static_cast<double>(squares_missing);
+        if (values == 0) return {0.0, 0.0, 0.0};
+        const double mean = all / count;
+        const double centred = all_squares - all * mean;
+        return {count, static_cast<double>(pivot) + mean, centred < 0.0 ? 0.0 : centred};  // NaN stays NaN
+    }
 };
 
-template <typename T, int KD, int KH, bool FullRows>
+template <typename T, int KD, int KH, bool FullRows, int Fragments>
 struct Banded {
-    static constexpr int kFragments = BandedTile::kFragments;
+    static constexpr int kFragments = Fragments;
     static constexpr int kOctets = BandedTile::kOctetsPerFragment;
     static constexpr int kMaxThreads = 256;
     // The most registers that this leaves a thread is 255, 128 where the accumulators are few.
-    static constexpr int kBlocksPerProcessor = FullRows && KD * KH <= 9 ? 2 : 1;
+    static constexpr int kBlocksPerProcessor = Fragments == 1 || KD * KH <= 9 ? 2 : 1;
+    // Whether a row of taps is two registers, or one and a mask.
+    static constexpr bool kWholeBand = KD * KH <= 25;
+    // Whether the sums of output planes stay where they are, and the code of a step exists once a place, or move up by
+    // one in each step: where they are many, the former takes more registers than there are.
+    static constexpr bool kRotates = KD * KH * Fragments <= 100;
+    // Whether what is added to the outputs is asked for before the products: its registers are held meanwhile.
+    static constexpr bool kAsksEarly = FullRows || KD * KH > 9 || Fragments == 1;
     // A row of taps among zeros, so that the band is read without looking at bounds: kappa - n + pw - 4 is -3 to 9.
     static constexpr int kTapsRow = 16;
     static constexpr int kTapsBegin = 4;
@@ -75,19 +119,17 @@ struct Banded {
     struct Shared {
         SharedLayout layout;
         SharedArray<unsigned char> planes;
+        SharedArray<int> table;  // see PlaneRing
         SharedArray<T> taps;
         SharedArray<int> places;  // of each octet of the tile: where in the output plane, and how many are inside
-        SharedArray<RunningMoments> of_thread;  // between planes: registers are what a 7x7x7 kernel has least of
         SharedArray<Moments<double>> of_warp;
-        SharedArray<std::uint64_t> full;
 
-        constexpr Shared(const PlaneLayout& plane, int octets)
+        constexpr Shared(const PlaneLayout& plane, int octets, int threads)
             : planes(layout.array<unsigned char>(plane.bytes(), 128)),
+              table(layout.array<int>(PlaneRing<T, Fills::copies>::table_length(plane, threads))),
               taps(layout.array<T>(KD * KH * kTapsRow)),
               places(layout.array<int>(2 * octets)),
-              of_thread(layout.array<RunningMoments>(kMaxThreads)),
-              of_warp(layout.array<Moments<double>>(kMaxThreads / kWarpSize)),
-              full(layout.array<std::uint64_t>(plane.stages)) {}
+              of_warp(layout.array<Moments<double>>(kMaxThreads / kWarpSize)) {}
     };
 
     __device__ static void load_taps(const BandedParameters& p, std::int64_t channel, T* taps) {
@@ -116,12 +158,14 @@ struct Banded {
         }
     }
 
-    // A plane's share of all output planes that it reaches.
+    // A plane's share of all output planes that it reaches. Those lie in a ring: the sums of the one that begins, with
+    // `begin`, at place Newest, and of the one that the plane completes at the place behind it.
+    template <int Newest>
     __device__ static void multiply(float (&acc)[KD][kFragments][4], const unsigned (&band)[KD][KH], unsigned lower,
-                                    const unsigned char* plane, const int (&window)[FullRows ? 1 : kFragments],
-                                    int row_pitch, int fragments) {
+                                    float begin, const unsigned char* plane,
+                                    const int (&window)[FullRows ? 1 : kFragments], int row_pitch) {
         const int row_bytes = (FullRows ? BandedTile::kFullRowPitch : row_pitch) * 16;
-        make_opaque(lower);  // both halves of every band would take twice the registers
+        const float first[4] = {begin, begin, begin, begin};
         unsigned a[kFragments][4];
         if constexpr (FullRows) {  // row f + kh of the plane serves fragment f, and fragment f - 1 at the next kh
 #pragma unroll
@@ -130,68 +174,101 @@ struct Banded {
 #pragma unroll
         for (int kh = 0; kh < KH; ++kh) {
             if constexpr (FullRows) {
-                constexpr int kNewest = kFragments - 1;
-                ldmatrix(a[(kh + kNewest) % kFragments], plane + window[0] + (kh + kNewest) * row_bytes);
+                constexpr int kLast = kFragments - 1;
+                ldmatrix(a[(kh + kLast) % kFragments], plane + window[0] + (kh + kLast) * row_bytes);
             } else {
 #pragma unroll
-                for (int f = 0; f < kFragments; ++f) {
-                    if (f < fragments) ldmatrix(a[f], plane + window[f] + kh * row_bytes);
-                }
+                for (int f = 0; f < kFragments; ++f) ldmatrix(a[f], plane + window[f] + kh * row_bytes);
             }
 #pragma unroll
-            for (int kd = 0; kd < KD; ++kd) {
+            for (int kd = KD - 1; kd >= 0; --kd) {
                 const unsigned b[2] = {band[kd][kh] & lower, band[kd][kh] & ~lower};
 #pragma unroll
                 for (int f = 0; f < kFragments; ++f) {
-                    if (FullRows || f < fragments) {
-                        mma_m16n8k16<T>(acc[kd][f], a[FullRows ? (kh + f) % kFragments : f], b);
+                    float(&sums)[4] = acc[(Newest - kd + KD) % KD][f];
+                    const unsigned(&row)[4] = a[FullRows ? (kh + f) % kFragments : f];
+                    if (kRotates && kd == 0 && kh == 0) {
+                        mma_m16n8k16<T>(sums, row, b, first);
+                    } else {
+                        mma_m16n8k16<T>(sums, row, b);
                     }
                 }
             }
         }
     }
 
-    // A finished plane to the output; `values` are what was stored, as float. `places` begins at the lane's first
-    // octet.
-    template <bool Pairs, bool Add>
-    __device__ static void store(const BandedParameters& p, const float (&acc)[kFragments][4], float bias,
-                                 std::int64_t at, const int* places, unsigned inside, float (&values)[4 * kFragments]) {
-        const T* const add = static_cast<const T*>(p.add) + at;
-        T* const output = static_cast<T*>(p.output) + at;
+    // Calls function<newest>(): which sums are meant must be named by constants, or they are no registers.
+    template <int Place = 0, typename Function>
+    __device__ static void at_place(int newest, Function&& function) {
+        if constexpr (Place + 1 == KD) {
+            function.template operator()<Place>();
+        } else if (newest == Place) {
+            function.template operator()<Place>();
+        } else {
+            at_place<Place + 1>(newest, function);
+        }
+    }
+
+    // Where element i of a lane's sums belongs, from the lane's first one in the same plane on. `places` begins at the
+    // lane's first octet.
+    __device__ static int place(int i, const int* places, int out_w) {
+        const int octet = i / 4 * kOctets + i % 4 / 2 * 8;
+        if constexpr (FullRows) return i / 4 * out_w + 8 * (octet % kOctets);
+        return places[2 * octet];
+    }
+
+    // The pairs of `add` that belong to the plane that the next product completes: asked for before it is.
+    __device__ static void load_pairs(const T* add, const int* places, unsigned inside, int out_w,
+                                      unsigned (&pairs)[2 * kFragments]) {
 #pragma unroll
         for (int i = 0; i < 4 * kFragments; i += 2) {
-            const int to = inside >> i & 1 ? places[2 * (i / 4 * kOctets + i % 4 / 2 * 8)] : 0;
-            const bool both = Pairs ? inside >> i & 1 : inside >> i & 2;
-            Vector<T, 2> pair{};
-            if constexpr (Add && Pairs) {
-                if (both) pair = *reinterpret_cast<const Vector<T, 2>*>(add + to);
-            } else if constexpr (Add) {
-                if (p.add != nullptr && (inside >> i & 1)) pair.element[0] = add[to];
-                if (p.add != nullptr && both) pair.element[1] = add[to + 1];
-            }
+            pairs[i / 2] = 0;
+            if (inside >> i & 1) pairs[i / 2] = *reinterpret_cast<const unsigned*>(add + place(i, places, out_w));
+        }
+    }
+
+    // A finished plane to the output; `values` are what was stored, as float.
+    template <bool Pairs, bool Add>
+    __device__ static void store(const float (&acc)[kFragments][4], const T* add,
+                                 const unsigned (&added)[2 * kFragments], T* output, const int* places,
+                                 unsigned inside, int out_w, float (&values)[4 * kFragments]) {
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                const float sum = acc[i / 4][i % 4 + j] + bias;
-                pair.element[j] = from_float<T>(Add ? sum + to_float(pair.element[j]) : sum);
-                values[i + j] = to_float(pair.element[j]);
+        for (int i = 0; i < 4 * kFragments; i += 2) {
+            float low = acc[i / 4][i % 4];
+            float high = acc[i / 4][i % 4 + 1];
+            const bool first = inside >> i & 1;
+            const bool second = inside >> i & 2;
+            const int to = Pairs || first ? place(i, places, out_w) : 0;
+            if constexpr (Add && Pairs) {
+                float more[2];
+                unpack<T>(added[i / 2], more[0], more[1]);
+                low += more[0];
+                high += more[1];
+            } else if constexpr (Add) {
+                if (add != nullptr && first) low += to_float(add[to]);
+                if (add != nullptr && second) high += to_float(add[to + 1]);
             }
+            const unsigned pair = round_pair<T>(low, high);
+            unpack<T>(pair, values[i], values[i + 1]);
             if constexpr (Pairs) {
-                if (both) *reinterpret_cast<Vector<T, 2>*>(output + to) = pair;
+                if (first) *reinterpret_cast<unsigned*>(output + to) = pair;
             } else {
-                if (inside >> i & 1) output[to] = pair.element[0];
-                if (both) output[to + 1] = pair.element[1];
+                T elements[2];
+                std::memcpy(elements, &pair, sizeof(pair));
+                if (first) output[to] = elements[0];
+                if (second) output[to + 1] = elements[1];
             }
         }
     }
 };
 
-template <typename T, int KD, int KH, bool FullRows>
-__global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerProcessor)
+template <typename T, int KD, int KH, bool FullRows, int Fragments>
+__global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::kBlocksPerProcessor)
     banded_convolution(const __grid_constant__ BandedParameters p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
     __trap();  // the planner does not come here
 #else
-    using Core = Banded<T, KD, KH, FullRows>;
+    using Core = Banded<T, KD, KH, FullRows, Fragments>;
     constexpr int kFragments = Core::kFragments;
     constexpr int kOctets = Core::kOctets;
 
@@ -207,14 +284,16 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
 
     const PlaneLayout layout = p.tile.planes(KH, p.source.affine.given());
     const int octets = tile.rows * tile.octets;
-    const typename Core::Shared shared(layout, octets);
+    const typename Core::Shared shared(layout, octets, static_cast<int>(blockDim.x));
     unsigned char* const planes = shared_array(shared.planes);
     T* const taps = shared_array(shared.taps);
     int* const places = shared_array(shared.places);
 
-    const int z_begin = d0 - p.pad_d;
+    // From the first plane on that is inside of the volume, or completes one: those before add nothing.
+    const int z_complete = d0 - p.pad_d + KD - 1;
+    const int z_begin = max(d0 - p.pad_d, min(z_complete, 0));
     const int z_end = d1 - p.pad_d + KD - 1;
-    PlaneRing<T> ring(p.source, layout, planes, shared_array(shared.full), volume, h0 - p.pad_h, w0 - 4, z_begin,
+    PlaneRing<T, Fills::copies> ring(p.source, layout, planes, nullptr, shared_array(shared.table), volume, h0 - p.pad_h, w0 - 4, z_begin,
                       z_begin, z_end);
     ring.start();
 
@@ -232,12 +311,11 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
 
     // Where each fragment's windows lie in a plane: lane 8 j + r names row r + 8 (j % 2), columns from 8 (j / 2).
     const int first = warp * kFragments * kOctets;
-    const int fragments = min((octets - first + kOctets - 1) / kOctets, kFragments);
     int window[FullRows ? 1 : kFragments];
 #pragma unroll
     for (int f = 0; f < (FullRows ? 1 : kFragments); ++f) {
         const int octet = min(first + f * kOctets + lane % 16, octets - 1);
-        window[f] = (octet / tile.octets * tile.row_pitch + octet % tile.octets + lane / 16) * 16;
+        window[f] = (octet / tile.octets * tile.row_pitch() + octet % tile.octets + lane / 16) * 16;
     }
 
     // What of a plane this lane stores: bit 4 f + i for element i of fragment f.
@@ -249,22 +327,44 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
         const int octet = first + i / 4 * kOctets + g + i % 4 / 2 * 8;
         if (octet < octets && 2 * t + i % 2 < places[2 * octet + 1]) inside |= 1u << i;
     }
-    RunningMoments& running = shared_array(shared.of_thread)[threadIdx.x];
     const std::int64_t plane_size = static_cast<std::int64_t>(p.out_h) * p.out_w;
     std::int64_t at = (volume * p.out_d + d0) * plane_size + static_cast<std::int64_t>(h0) * p.out_w + w0 + 2 * t;
+    if constexpr (FullRows) at += static_cast<std::int64_t>(warp) * kFragments * p.out_w + 8 * g;
+    const int* const my_places = places + 2 * (first + g);
+    const bool all_inside = __all_sync(kFullWarp, inside == (1u << 4 * kFragments) - 1);
+    RunningMoments running;
 
-    float acc[KD][kFragments][4] = {};
+    const float bias = p.bias.data == nullptr ? 0.0f : load_parameter(p.bias, volume % p.channels);
+    float acc[KD][kFragments][4];
+#pragma unroll
+    for (int i = 0; i < KD * kFragments * 4; ++i) acc[i / (4 * kFragments)][i / 4 % kFragments][i % 4] = bias;
+    int newest = 0;
     for (int z = z_begin; z < z_end; ++z) {
         const unsigned char* plane = ring.next();
-        if (plane != nullptr) {
-            Core::multiply(acc, band, lower, plane, window, tile.row_pitch, fragments);
+        const bool completes = z >= z_complete;
+        make_opaque(inside);  // or its bits are kept one by one
+        const T* const add = static_cast<const T*>(p.add) + at;
+        unsigned added[2 * kFragments];
+        const bool adds_pairs = completes && p.pairs && p.add != nullptr;
+        if (Core::kAsksEarly && adds_pairs) Core::load_pairs(add, my_places, inside, p.out_w, added);
+        if constexpr (!Core::kWholeBand) make_opaque(lower);  // both halves of every band take twice the registers
+        float complete[kFragments][4];
+        if constexpr (Core::kRotates) {
+            Core::at_place(newest, [&]<int Newest>() {
+                Core::template multiply<Newest>(acc, band, lower, bias, plane, window, tile.row_pitch());
+#pragma unroll
+                for (int i = 0; i < 4 * kFragments; ++i) complete[i / 4][i % 4] = acc[(Newest + 1) % KD][i / 4][i % 4];
+            });
+            newest = newest + 1 == KD ? 0 : newest + 1;
+        } else {
+            Core::template multiply<KD - 1>(acc, band, lower, bias, plane, window, tile.row_pitch());
         }
-        if (z >= z_begin + KD - 1) {
-            make_opaque(inside);  // or its bits are kept one by one
-            const float bias = p.bias.data == nullptr ? 0.0f : load_parameter(p.bias, volume % p.channels);
+        if (!Core::kAsksEarly && adds_pairs) Core::load_pairs(add, my_places, inside, p.out_w, added);
+        if (completes) {
             float values[4 * kFragments];
             const auto store = [&]<bool Pairs, bool Add>() {
-                Core::template store<Pairs, Add>(p, acc[KD - 1], bias, at, places + 2 * (first + g), inside, values);
+                Core::template store<Pairs, Add>(Core::kRotates ? complete : acc[0], p.add == nullptr ? nullptr : add, added,
+                                                 static_cast<T*>(p.output) + at, my_places, inside, p.out_w, values);
             };
             if (p.pairs && p.add == nullptr) {
                 store.template operator()<true, false>();
@@ -274,18 +374,20 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
                 store.template operator()<false, true>();
             }
             if (p.moments != nullptr) {
-                RunningMoments mine{{0.0f, 0.0f, 0.0f}, values[0]};
-                if (z > z_begin + KD - 1) mine = running;
-                mine.moments = merge(mine.moments, masked_moments(values, inside, mine.pivot));
-                running = mine;
+                if (z == z_complete) running.pivot = values[0];
+                if (all_inside) {
+                    running.add_plane<true>(values, inside);
+                } else {
+                    running.add_plane<false>(values, inside);
+                }
             }
             at += plane_size;
         }
+        if constexpr (!Core::kRotates) {
 #pragma unroll
-        for (int kd = KD - 1; kd >= 0; --kd) {
-#pragma unroll
-            for (int i = 0; i < 4 * kFragments; ++i) {
-                acc[kd][i / 4][i % 4] = kd > 0 ? acc[kd > 0 ? kd - 1 : 0][i / 4][i % 4] : 0.0f;
+            for (int i = 0; i < 4 * KD * kFragments; ++i) {
+                const int place = i / (4 * kFragments);
+                acc[place][i / 4 % kFragments][i % 4] = place + 1 < KD ? acc[place + 1][i / 4 % kFragments][i % 4] : bias;
             }
         }
     }
@@ -293,9 +395,7 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
 
     if (p.moments != nullptr) {
         Moments<double>* const of_warp = shared_array(shared.of_warp);
-        const Moments<float>& mine = running.moments;
-        Moments<double> all = merge_warp(
-            Moments<double>{mine.count, static_cast<double>(running.pivot) + mine.mean, mine.sum_squared_deviations});
+        Moments<double> all = merge_warp(running.moments((d1 - d0) * __popc(inside)));
         if (lane == 0) of_warp[warp] = all;
         __syncthreads();
         if (threadIdx.x == 0) {
@@ -308,24 +408,27 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows>::kBlocksPerPr
 #endif
 }
 
-template <typename T, int KD, int KH, bool FullRows>
+template <typename T, int KD, int KH, bool FullRows, int Fragments>
 cudaError_t launch_banded(const BandedParameters& p, const BandedTile& tile, unsigned blocks, cudaStream_t stream) {
-    const typename Banded<T, KD, KH, FullRows>::Shared shared(p.tile.planes(KH, p.source.affine.given()),
-                                                              tile.rows * tile.octets);
-    const auto threads = static_cast<unsigned>(tile.warps * kWarpSize);
-    return launch<banded_convolution<T, KD, KH, FullRows>>({blocks, threads, shared.layout.bytes(), stream}, p);
+    const int threads = tile.warps * kWarpSize;
+    const typename Banded<T, KD, KH, FullRows, Fragments>::Shared shared(
+        p.tile.planes(KH, p.source.affine.given()), tile.rows * tile.octets, threads);
+    return launch<banded_convolution<T, KD, KH, FullRows, Fragments>>({blocks, static_cast<unsigned>(threads), shared.layout.bytes(), stream},
+                                                                      p);
 }
 
-// One instance a kernel size, each in a file of its own.
+// The instances of a kernel size, each size in a file of its own.
 template <int KD, int KH>
 cudaError_t launch_banded_of_size(ScalarType type, const BandedParameters& p, const BandedTile& tile, unsigned blocks,
                                   cudaStream_t stream) {
-    if (type == ScalarType::float16) {
-        return tile.full_rows ? launch_banded<__half, KD, KH, true>(p, tile, blocks, stream)
-                              : launch_banded<__half, KD, KH, false>(p, tile, blocks, stream);
-    }
-    return tile.full_rows ? launch_banded<__nv_bfloat16, KD, KH, true>(p, tile, blocks, stream)
-                          : launch_banded<__nv_bfloat16, KD, KH, false>(p, tile, blocks, stream);
+    const auto of_type = [&]<typename T>(const T*) {
+        constexpr int kMost = BandedTile::kMostFragments;
+        if (tile.full_rows) return launch_banded<T, KD, KH, true, kMost>(p, tile, blocks, stream);
+        return tile.fragments == 1 ? launch_banded<T, KD, KH, false, 1>(p, tile, blocks, stream)
+                                   : launch_banded<T, KD, KH, false, kMost>(p, tile, blocks, stream);
+    };
+    return type == ScalarType::float16 ? of_type(static_cast<const __half*>(nullptr))
+                                       : of_type(static_cast<const __nv_bfloat16*>(nullptr));
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

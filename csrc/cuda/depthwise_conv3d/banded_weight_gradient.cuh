@@ -261,11 +261,11 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
     const typename Core::Shared shared(p.large_planes, p.small_planes);
 
     // Step z has plane z of x, from d0 on, and plane z + pd of g; the KD - 1 steps before bring g alone.
-    using Ring = PlaneRing<T, 2, Boxes>;
+    using Ring = PlaneRing<T, Boxes ? Fills::boxes : Fills::all, 2>;
     const int begin = d0 - KD + 1;
-    Ring large(p.large, p.large_planes, shared_array(shared.large), shared_array(shared.large_full), volume, h0,
-               w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
-    Ring small(p.small, p.small_planes, shared_array(shared.small), shared_array(shared.small_full), volume,
+    Ring large(p.large, p.large_planes, shared_array(shared.large), shared_array(shared.large_full), nullptr,
+               volume, h0, w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
+    Ring small(p.small, p.small_planes, shared_array(shared.small), shared_array(shared.small_full), nullptr, volume,
                h0 + p.pad_h - K + 1, w0, begin + p.pad_d, begin + p.pad_d, d1 + p.pad_d);
     Ring::start(large, small);
     __syncthreads();

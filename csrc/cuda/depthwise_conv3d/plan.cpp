@@ -36,12 +36,10 @@ bool takes_banded(const ConvolutionProblem& p, int architecture) {
            g.padding.d < INT_MAX / 4 && g.padding.h < INT_MAX / 4 && p.batch * p.channels < INT_MAX / 4;
 }
 
-Fill fill_of(const ConvolutionProblem& p, int architecture) {
-    const auto all_aligned = [&](std::uintptr_t bytes) {
-        return aligned(p.input, bytes) && (!p.affine.given() || aligned(p.affine.output, bytes));
-    };
-    if (architecture >= 90 && p.input_size.w % 8 == 0 && all_aligned(16)) return Fill::boxes;
-    return p.input_size.w % 4 == 0 && all_aligned(8) ? Fill::async : Fill::elements;
+// Its planes begin four columns left of a multiple of eight, where no box of the copy engine can.
+Fill fill_of(const ConvolutionProblem& p) {
+    const bool all_aligned = aligned(p.input, 8) && (!p.affine.given() || aligned(p.affine.output, 8));
+    return p.input_size.w % 4 == 0 && all_aligned ? Fill::async : Fill::elements;
 }
 
 // The GPU that plans are made for. Fixed, so that statistics have the same bits on every one.
@@ -54,7 +52,6 @@ constexpr std::int64_t kWarpsOfLargeKernel = 8;
 
 // The tile that at most `most_warps` warps make, not yet cut along D.
 BandedTile flat_tile(const ConvolutionProblem& p, int most_warps) {
-    constexpr int kPerWarp = BandedTile::kFragments * BandedTile::kOctetsPerFragment;
     const Triple out = p.output_size;
     const std::int64_t octets = ceil_div(out.w, 8);
     BandedTile tile{};
@@ -63,21 +60,23 @@ BandedTile flat_tile(const ConvolutionProblem& p, int most_warps) {
     tile.full_rows = 8 * octets >= 7 * tiles_w * BandedTile::kOctetsPerFragment;
     tile.octets = static_cast<int>(tile.full_rows ? BandedTile::kOctetsPerFragment : ceil_div(octets, tiles_w));
     tile.tiles_w = static_cast<int>(tiles_w);
-    // Eight windows that ldmatrix reads at once lie in different banks if rows follow on modulo eight octets.
-    tile.row_pitch = tile.octets % 8 == 0 ? tile.octets + 1 : tile.octets + 8;
+    // Where a fragment a warp is enough for the whole plane, more warps hide each other's latencies.
+    const bool small = !tile.full_rows && out.h * tile.octets <= most_warps * BandedTile::kOctetsPerFragment;
+    tile.fragments = small ? 1 : BandedTile::kMostFragments;
+    const int octets_of_warp = tile.fragments * BandedTile::kOctetsPerFragment;
 
-    const std::int64_t most_rows = std::min<std::int64_t>(out.h, most_warps * kPerWarp / tile.octets);
+    const std::int64_t most_rows = std::min<std::int64_t>(out.h, most_warps * octets_of_warp / tile.octets);
     tile.tiles_h = static_cast<int>(ceil_div(out.h, most_rows));
     std::int64_t rows = ceil_div(out.h, tile.tiles_h);
-    if (tile.full_rows) rows = ceil_div(rows, BandedTile::kFragments) * BandedTile::kFragments;
+    if (tile.full_rows) rows = ceil_div(rows, tile.fragments) * tile.fragments;
     tile.rows = static_cast<int>(rows);
-    tile.warps = static_cast<int>(ceil_div(rows * tile.octets, kPerWarp));
+    tile.warps = static_cast<int>(ceil_div(rows * tile.octets, octets_of_warp));
     return tile;
 }
 
 // Cuts along D, and blocks of eight or of four warps: what keeps the busiest multiprocessor busy the least, in planes
 // of a warp. Short cuts load and multiply the planes of their halo twice; few leave multiprocessors without work.
-BandedTile banded_tile(const ConvolutionProblem& p, int architecture) {
+BandedTile banded_tile(const ConvolutionProblem& p) {
     const Triple kernel = p.geometry.kernel;
     const std::int64_t wanted_warps = kernel.d * kernel.h <= 9 ? kWarpsOfSmallKernel : kWarpsOfLargeKernel;
     const std::int64_t most_cuts = std::min<std::int64_t>(p.output_size.d, 64);
@@ -98,7 +97,7 @@ BandedTile banded_tile(const ConvolutionProblem& p, int architecture) {
             }
         }
     }
-    best.fill = fill_of(p, architecture);
+    best.fill = fill_of(p);
     best.stages = p.affine.given() ? 3 : 4;
     return best;
 }
@@ -233,7 +232,7 @@ int stages_of(const WeightGradientProblem& p, WeightGradientTile tile, int archi
 
 ConvolutionPlan plan_convolution(const ConvolutionProblem& p, int architecture) {
     if (takes_banded(p, architecture)) {
-        const BandedTile tile = banded_tile(p, architecture);
+        const BandedTile tile = banded_tile(p);
         return {ConvolutionCore::banded, tile.tiles(), {}, tile};
     }
     if (takes_streaming(p)) {

@@ -18,25 +18,29 @@ namespace mednext_ops::cuda::depthwise_conv3d {
 // banded: 16-bit NCDHW at stride 1 on tensor cores (sm_80 and newer).
 enum class ConvolutionCore { general, streaming, banded };
 
-// The tile of a block of threads of the banded core. Eight outputs along W are an octet; a warp makes kFragments
-// fragments of 16 octets, which are numbered along the rows of the tile.
+// The tile of a block of threads of the banded core. Eight outputs along W are an octet; a warp makes `fragments`, one
+// or four, of 16 octets, which are numbered along the rows of the tile.
 struct BandedTile {
-    static constexpr int kFragments = 4;
+    static constexpr int kMostFragments = 4;
     static constexpr int kOctetsPerFragment = 16;
     static constexpr int kFullRowPitch = kOctetsPerFragment + 1;
 
     Fill fill;
     bool full_rows;  // a row of the tile is one fragment: neighbours share what they load
+    int fragments;
     int warps;
     int stages;     // planes in flight or in use
     int octets;     // of a row of the tile
     int rows;       // output rows of the tile
-    int row_pitch;  // octets from one row of a plane in shared memory to the next
     int depth;      // output planes of a block
     int tiles_d, tiles_h, tiles_w;
 
+    // Octets from one row of a plane in shared memory to the next. Rows that share a fragment may meet in a bank, two
+    // windows of eight at most; in exchange a chunk's place follows from its number.
+    constexpr int row_pitch() const { return octets + 1; }
+
     constexpr PlaneLayout planes(int kernel_h, bool affine) const {
-        return {rows + kernel_h - 1, octets + 1, row_pitch, stages, affine, fill};
+        return {rows + kernel_h - 1, octets + 1, row_pitch(), stages, affine, fill};
     }
     constexpr int tiles() const { return tiles_d * tiles_h * tiles_w; }  // blocks a sample and channel
 };

@@ -5,10 +5,13 @@
 //
 //     elements   each thread loads and stores element by element: any extent, any alignment
 //     async      copies of 8 bytes that nobody waits for until the plane's turn: W a multiple of 4 (sm_80)
-//     boxes      one thread asks the copy engine for the plane: W a multiple of 8 (sm_90)
+//     boxes      one thread asks the copy engine for the plane: W and w0 multiples of 8 (sm_90)
 //
 // A gradient that is not written out (AffineGradient) is two tensors. `elements` computes it on the way; the others
 // bring both into the ring and compute it, in float, rounded once, from there into one of two operand planes.
+//
+// A plane is moved in chunks of four elements. Which ones a thread moves, and from where to where, is the same for all
+// planes; a table in shared memory can say it. Chunks outside of the volume are made zero once, and left alone then.
 #pragma once
 
 #include <cstdint>
@@ -37,27 +40,61 @@ struct PlaneSource {
 // Four 16-bit elements, copied or computed at once.
 constexpr int kChunk = 4;
 
-// `Rings` of the block walk together: their planes are asked for and waited for in the same steps. `OnlyBoxes` is
-// compiled for that fill alone: half of the instructions of a step.
-template <typename T, int Rings = 1, bool OnlyBoxes = false>
+// Which fills a ring is compiled for: what is left out costs no instructions in a step. `copies` are `async` and
+// `elements`; there planes outside of the volume come too, and are zero.
+enum class Fills { all, boxes, copies };
+
+// `Rings` of the block walk together: their planes are asked for and waited for in the same steps.
+template <typename T, Fills Compiled, int Rings = 1>
 class PlaneRing {
   public:
     static constexpr int kMaxStages = 4;
+    static constexpr bool kTable = Compiled == Fills::copies;
+    static constexpr int kAtOnce = 5;  // chunks of a thread that are looked up before the first is moved
+
+    // How long the table is for a block of so many threads: whoever looks beyond the last chunk finds nothing there.
+    __host__ __device__ static constexpr int table_length(const PlaneLayout& layout, int threads) {
+        return layout.chunks() + kAtOnce * threads;
+    }
 
     // Planes from `z` on of volume `volume`, those from `z_begin` to `z_end` - 1 of which are wanted; `full` are
-    // `stages` barriers of the block, used by `boxes`.
+    // `stages` barriers of the block, used by `boxes`; `table` takes table_length() numbers, for `copies`.
     __device__ PlaneRing(const PlaneSource& source, const PlaneLayout& layout, unsigned char* planes,
-                         std::uint64_t* full, std::int64_t volume, int h0, int w0, int z, int z_begin, int z_end)
+                         std::uint64_t* full, int* table, std::int64_t volume, int h0, int w0, int z, int z_begin,
+                         int z_end)
         : source_(source),
           layout_(layout),
           planes_(planes),
           full_(full),
+          table_(table),
           volume_(volume),
           h0_(h0),
           w0_(w0),
           z_(z),
           z_begin_(max(z_begin, 0)),
-          z_count_(static_cast<unsigned>(max(min(z_end, source.d) - z_begin_, 0))) {}
+          z_count_(static_cast<unsigned>(max(min(z_end, source.d) - z_begin_, 0))) {
+        // What is outside of the volume is zero in every plane; the copy engine sees to that itself.
+        if (fill_is(Fill::boxes) && !layout_.staged) return;
+        // A thread writes and reads its own entries of the table: no barrier between.
+        if constexpr (kTable) {
+            const int entries = table_length(layout_, static_cast<int>(blockDim.x));
+            for (int i = static_cast<int>(threadIdx.x); i < entries; i += static_cast<int>(blockDim.x)) {
+                table_[i] = kOutside;
+            }
+        }
+        const int first = layout_.staged ? layout_.ring_planes() : 0;
+        const int last = layout_.staged ? layout_.ring_planes() + 2 : layout_.stages;
+#pragma unroll 1
+        for (Walk walk(*this); walk.row < layout_.rows; walk.next()) {
+            const Chunk chunk = walk.chunk();
+            if constexpr (kTable) table_[chunk.to / 8] = chunk.from;
+            if (chunk.from != kOutside) continue;
+            for (int plane = first; plane < last; ++plane) {
+                *reinterpret_cast<Vector<unsigned, 2>*>(planes_ + plane * layout_.plane_bytes() + chunk.to) =
+                    Vector<unsigned, 2>{};
+            }
+        }
+    }
 
     // Asks for the first planes. The block must pass a barrier before it goes on.
     __device__ void start() {
@@ -75,13 +112,11 @@ class PlaneRing {
         }
     }
 
-    // The next plane, ready for all threads until the next call; null where it is not wanted or outside of the volume.
+    // The next plane, ready for all threads until the next call.
     __device__ const unsigned char* next() {
-        const bool inside = is_inside();
         arrive();
         __syncthreads();  // the plane is there, and nobody reads the one before it any more
-        const unsigned char* plane = turn();
-        return inside ? plane : nullptr;
+        return turn();
     }
 
     // Whether the next plane is wanted and in the volume; if not, there is nothing in it.
@@ -106,14 +141,17 @@ class PlaneRing {
             mbarrier_wait(full_ + stage_, phases_ >> stage_ & 1);
             phases_ ^= 1u << stage_;
         }
-        if (layout_.staged && inside) compute(stage_plane(stage_), operand_plane());
+        if (layout_.staged && inside) {
+            compute(stage_plane(stage_), operand_plane());
+        } else if (Compiled == Fills::copies && layout_.staged) {
+            clear(operand_plane());
+        }
     }
 
     // Second, after the barrier: the plane before it makes room for one further on.
     __device__ const unsigned char* turn() {
         const unsigned char* plane = layout_.staged ? operand_plane() : stage_plane(stage_);
-        const int free = stage_ == 0 ? layout_.stages - 1 : stage_ - 1;
-        fill(z_ + layout_.stages - 1, free);
+        fill(z_ + layout_.stages - 1, stage_ == 0 ? layout_.stages - 1 : stage_ - 1);
         stage_ = stage_ + 1 == layout_.stages ? 0 : stage_ + 1;
         ++z_;
         return plane;
@@ -133,7 +171,10 @@ class PlaneRing {
     }
 
     __device__ bool fill_is(Fill fill) const {
-        if constexpr (OnlyBoxes) return fill == Fill::boxes;
+        if constexpr (Compiled == Fills::boxes) return fill == Fill::boxes;
+        if constexpr (Compiled == Fills::copies) {
+            if (fill == Fill::boxes) return false;
+        }
         return source_.fill == fill;
     }
 
@@ -147,25 +188,65 @@ class PlaneRing {
         return planes_ + stage * (layout_.staged ? 2 : 1) * layout_.plane_bytes();
     }
 
-    // Calls function(offset in a plane, h, w) for each chunk of this thread, the same ones every time.
+    // Elements (h, w) to (h, w + 3): the first is number `from` of the volume's plane, or all are outside of it. They
+    // go to byte `to` of the ring's plane. Where W is no multiple of four the last ones of a row may be outside.
+    static constexpr int kOutside = -1;
+
+    struct Chunk {
+        int from, to;
+    };
+
+    // The chunks of this thread, one after the other: as many further each time as the block has threads.
+    struct Walk {
+        const PlaneRing& ring;
+        int row, column;
+
+        __device__ explicit Walk(const PlaneRing& ring)
+            : ring(ring),
+              row(static_cast<int>(threadIdx.x) / (2 * ring.layout_.octets)),
+              column(static_cast<int>(threadIdx.x) % (2 * ring.layout_.octets)) {}
+
+        __device__ void next() {
+            const int per_row = 2 * ring.layout_.octets;
+            row += static_cast<int>(blockDim.x) / per_row;
+            column += static_cast<int>(blockDim.x) % per_row;
+            if (column >= per_row) {
+                column -= per_row;
+                ++row;
+            }
+        }
+
+        __device__ Chunk chunk() const {
+            const int h = ring.h0_ + row;
+            const int w = ring.w0_ + column * kChunk;  // a multiple of four: never only partly left of the volume
+            const bool some = row < ring.layout_.rows &&
+                              static_cast<unsigned>(h) < static_cast<unsigned>(ring.source_.h) &&
+                              static_cast<unsigned>(w) < static_cast<unsigned>(ring.source_.w);
+            return {some ? h * ring.source_.w + w : kOutside, row * ring.layout_.row_pitch * 16 + column * 8};
+        }
+    };
+
+    // Calls function(chunk, whether it is at least partly in the volume) for each chunk of this thread.
     template <typename Function>
     __device__ void for_each_chunk(Function&& function) const {
-        const int chunks_per_row = 2 * layout_.octets;
-        const int threads = static_cast<int>(blockDim.x);
-        unsigned thread = threadIdx.x;
-        make_opaque(thread);  // what follows from it is cheaper to compute again than to keep
-        int row = static_cast<int>(thread) / chunks_per_row;
-        int column = static_cast<int>(thread) % chunks_per_row;
-        const int rows_further = threads / chunks_per_row;
-        const int columns_further = threads % chunks_per_row;
+        if constexpr (kTable) {
+            const auto threads = static_cast<int>(blockDim.x);
+            const int chunks = layout_.chunks();
 #pragma unroll 1
-        while (row < layout_.rows) {
-            function(row * layout_.row_pitch * 16 + column * 8, h0_ + row, w0_ + column * kChunk);
-            row += rows_further;
-            column += columns_further;
-            if (column >= chunks_per_row) {
-                column -= chunks_per_row;
-                ++row;
+            for (int first = static_cast<int>(threadIdx.x); first < chunks; first += kAtOnce * threads) {
+                int from[kAtOnce];
+#pragma unroll
+                for (int i = 0; i < kAtOnce; ++i) from[i] = table_[first + i * threads];
+#pragma unroll
+                for (int i = 0; i < kAtOnce; ++i) {
+                    function(Chunk{from[i], (first + i * threads) * 8}, from[i] != kOutside);
+                }
+            }
+        } else {
+#pragma unroll 1
+            for (Walk walk(*this); walk.row < layout_.rows; walk.next()) {
+                const Chunk chunk = walk.chunk();
+                function(chunk, chunk.from != kOutside);
             }
         }
     }
@@ -173,7 +254,6 @@ class PlaneRing {
     __device__ void fill(int z, int stage) {
         const bool inside = is_inside(z);
         unsigned char* plane = stage_plane(stage);
-        const std::int64_t plane_at = (volume_ * source_.d + z) * source_.h * source_.w;
         if (fill_is(Fill::boxes)) {
             if (inside && threadIdx.x == 0) {
                 const int at[kTensorRank] = {w0_, h0_, z, static_cast<int>(volume_), 0};
@@ -185,41 +265,52 @@ class PlaneRing {
             }
             return;
         }
+        if (Compiled == Fills::copies && !inside && !layout_.staged) clear(plane);
+        const std::int64_t plane_at = (volume_ * source_.d + z) * source_.h * source_.w;
         if (fill_is(Fill::async)) {
             if (inside) {
-                const T* data = static_cast<const T*>(source_.data);
-                const T* output = static_cast<const T*>(source_.affine.output);
-                for_each_chunk([&](int offset, int h, int w) {
-                    const bool valid = static_cast<unsigned>(h) < static_cast<unsigned>(source_.h) &&
-                                       static_cast<unsigned>(w) < static_cast<unsigned>(source_.w);
-                    const std::int64_t at = valid ? plane_at + static_cast<std::int64_t>(h) * source_.w + w : 0;
-                    const int bytes = valid ? 8 : 0;
-                    copy_async<8>(plane + offset, data + at, bytes);
-                    if (layout_.staged) copy_async<8>(plane + layout_.plane_bytes() + offset, output + at, bytes);
-                });
+                const T* data = static_cast<const T*>(source_.data) + plane_at;
+                if (layout_.staged) {
+                    const T* output = static_cast<const T*>(source_.affine.output) + plane_at;
+                    unsigned char* second = plane + layout_.plane_bytes();
+                    for_each_chunk([&](const Chunk& chunk, bool some) {
+                        copy_async_if<8>(some, plane + chunk.to, data + chunk.from);
+                        copy_async_if<8>(some, second + chunk.to, output + chunk.from);
+                    });
+                } else {
+                    for_each_chunk([&](const Chunk& chunk, bool some) {
+                        copy_async_if<8>(some, plane + chunk.to, data + chunk.from);
+                    });
+                }
             }
             copy_async_commit();
             return;
         }
         if (inside) {
-            for_each_chunk([&](int offset, int h, int w) { load_elements(plane + offset, plane_at, h, w); });
+            for_each_chunk([&](const Chunk& chunk, bool some) {
+                if (some) load_elements(plane, plane_at + chunk.from, chunk);
+            });
         }
     }
 
-    __device__ void load_elements(unsigned char* to, std::int64_t plane_at, int h, int w) const {
-        const T* data = static_cast<const T*>(source_.data);
+    // A plane outside of the volume.
+    __device__ void clear(unsigned char* plane) const {
+        for_each_chunk([&](const Chunk& chunk, bool some) {
+            if (some) *reinterpret_cast<Vector<unsigned, 2>*>(plane + chunk.to) = Vector<unsigned, 2>{};
+        });
+    }
+
+    // Element by element; `at` is where the first one lies in the tensor.
+    __device__ void load_elements(unsigned char* plane, std::int64_t at, const Chunk& chunk) const {
+        const T* data = static_cast<const T*>(source_.data) + at;
         const T* output = static_cast<const T*>(source_.affine.output);
-        Vector<T, kChunk> chunk;
+        const int count = source_.w - chunk.from % source_.w;
+        Vector<T, kChunk> elements{};
 #pragma unroll
         for (int i = 0; i < kChunk; ++i) {
-            const bool valid = static_cast<unsigned>(h) < static_cast<unsigned>(source_.h) &&
-                               static_cast<unsigned>(w + i) < static_cast<unsigned>(source_.w);
-            chunk.element[i] = from_float<T>(0.0f);
-            if (!valid) continue;
-            const std::int64_t at = plane_at + static_cast<std::int64_t>(h) * source_.w + w + i;
-            chunk.element[i] = output == nullptr ? data[at] : map()(data[at], output[at]);
+            if (i < count) elements.element[i] = output == nullptr ? data[i] : map()(data[i], output[at + i]);
         }
-        *reinterpret_cast<Vector<T, kChunk>*>(to) = chunk;
+        *reinterpret_cast<Vector<T, kChunk>*>(plane + chunk.to) = elements;
     }
 
     // The operand plane from the two that the ring brought, each thread its own chunks.
@@ -227,17 +318,20 @@ class PlaneRing {
         const unsigned char* output = plane + layout_.plane_bytes();
         const Map affine =
             map();  // once: what follows stores to shared memory, and might change it for all the compiler knows
-        for_each_chunk([&](int offset, int h, int w) {
-            const auto a = *reinterpret_cast<const Vector<T, kChunk>*>(plane + offset);
-            const auto b = *reinterpret_cast<const Vector<T, kChunk>*>(output + offset);
-            Vector<T, kChunk> chunk;
-            const bool valid = static_cast<unsigned>(h) < static_cast<unsigned>(source_.h) &&
-                               static_cast<unsigned>(w) < static_cast<unsigned>(source_.w);  // all four, or none
+        for_each_chunk([&](const Chunk& chunk, bool some) {
+            if (!some) return;
+            const auto a = *reinterpret_cast<const Vector<unsigned, 2>*>(plane + chunk.to);
+            const auto b = *reinterpret_cast<const Vector<unsigned, 2>*>(output + chunk.to);
+            Vector<unsigned, 2> both;
 #pragma unroll
-            for (int i = 0; i < kChunk; ++i) {
-                chunk.element[i] = valid ? affine(a.element[i], b.element[i]) : from_float<T>(0.0f);
+            for (int i = 0; i < 2; ++i) {
+                float grad[2];
+                float value[2];
+                unpack<T>(a.element[i], grad[0], grad[1]);
+                unpack<T>(b.element[i], value[0], value[1]);
+                both.element[i] = round_pair<T>(affine(grad[0], value[0]), affine(grad[1], value[1]));
             }
-            *reinterpret_cast<Vector<T, kChunk>*>(operand + offset) = chunk;
+            *reinterpret_cast<Vector<unsigned, 2>*>(operand + chunk.to) = both;
         });
     }
 
@@ -245,8 +339,11 @@ class PlaneRing {
     struct Map {
         float scale, slope, offset;
 
+        __device__ float operator()(float value, float output) const {
+            return fmaf(scale, value, fmaf(slope, output, offset));
+        }
         __device__ T operator()(T value, T output) const {
-            return from_float<T>(fmaf(scale, to_float(value), fmaf(slope, to_float(output), offset)));
+            return from_float<T>((*this)(to_float(value), to_float(output)));
         }
     };
 
@@ -259,6 +356,7 @@ class PlaneRing {
     PlaneLayout layout_;
     unsigned char* planes_;
     std::uint64_t* full_;
+    int* table_;  // of Chunk::from, by number: nothing lies between the rows of a plane then
     std::int64_t volume_;
     int h0_, w0_;
     int z_, z_begin_;

@@ -19,6 +19,7 @@ struct PlaneLayout {
     constexpr PlaneLayout(int rows, int octets, int row_pitch, int stages, bool affine, Fill fill)
         : rows(rows), octets(octets), row_pitch(row_pitch), stages(stages), staged(affine && fill != Fill::elements) {}
 
+    constexpr int chunks() const { return 2 * rows * octets; }  // of four elements
     constexpr int plane_bytes() const { return (rows * row_pitch * 16 + 127) / 128 * 128; }
     constexpr int ring_planes() const { return staged ? 2 * stages : stages; }
     constexpr int bytes() const { return (ring_planes() + (staged ? 2 : 0)) * plane_bytes(); }
