@@ -105,13 +105,15 @@ struct Banded {
     static constexpr int kMaxThreads = 256;
     // The most registers that this leaves a thread is 255, 128 where the accumulators are few.
     static constexpr int kBlocksPerProcessor = Fragments == 1 || KD * KH <= 9 ? 2 : 1;
+    // Where 128 registers are all, and little room is left in them.
+    static constexpr bool kTight = kBlocksPerProcessor == 2 && !FullRows && Fragments > 1;
     // Whether a row of taps is two registers, or one and a mask.
     static constexpr bool kWholeBand = KD * KH <= 25;
     // Whether the sums of output planes stay where they are, and the code of a step exists once a place, or move up by
     // one in each step: where they are many, the former takes more registers than there are.
-    static constexpr bool kRotates = KD * KH * Fragments <= 100;
+    static constexpr bool kRotates = KD * KH * Fragments <= 100 && !kTight;
     // Whether what is added to the outputs is asked for before the products: its registers are held meanwhile.
-    static constexpr bool kAsksEarly = FullRows || KD * KH > 9 || Fragments == 1;
+    static constexpr bool kAsksEarly = !kTight;
     // A row of taps among zeros, so that the band is read without looking at bounds: kappa - n + pw - 4 is -3 to 9.
     static constexpr int kTapsRow = 16;
     static constexpr int kTapsBegin = 4;
@@ -134,14 +136,24 @@ struct Banded {
 
     __device__ static void load_taps(const BandedParameters& p, std::int64_t channel, T* taps) {
         const int count = KD * KH * p.kernel_w;
-        for (int i = threadIdx.x; i < KD * KH * kTapsRow; i += blockDim.x) {
+        const auto threads = static_cast<int>(blockDim.x);
+        for (int i = static_cast<int>(threadIdx.x); i < KD * KH * kTapsRow; i += threads) {
             const int kw = i % kTapsRow - kTapsBegin;
-            float value = 0.0f;
-            if (kw >= 0 && kw < p.kernel_w) {
-                const int tap = i / kTapsRow * p.kernel_w + kw;
-                value = load_parameter(p.weight, channel * count + (p.mirrored ? count - 1 - tap : tap));
+            if (kw < 0 || kw >= p.kernel_w) taps[i] = from_float<T>(0.0f);
+        }
+        constexpr int kAtOnce = 4;  // on their way together
+        for (int first = static_cast<int>(threadIdx.x); first < count; first += kAtOnce * threads) {
+            float values[kAtOnce];
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+                const int tap = min(first + i * threads, count - 1);
+                values[i] = load_parameter(p.weight, channel * count + (p.mirrored ? count - 1 - tap : tap));
             }
-            taps[i] = from_float<T>(value);
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+                const int tap = min(first + i * threads, count - 1);
+                taps[tap / p.kernel_w * kTapsRow + kTapsBegin + tap % p.kernel_w] = from_float<T>(values[i]);
+            }
         }
     }
 

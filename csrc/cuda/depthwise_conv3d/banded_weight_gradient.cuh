@@ -55,8 +55,9 @@ struct OperandRow {
     int row, kw;
 };
 
-template <typename T, int KD, int K>
+template <typename T, int KD, int K, bool Boxes>
 struct BandedWeightGradient {
+    using Ring = PlaneRing<T, Boxes ? Fills::boxes : Fills::all, 2>;
     static constexpr int kRows = WeightGradientTile::patch_rows(K);
     static constexpr int kPatches = WeightGradientTile::most_patches(KD);
     static constexpr int kMostThreads = WeightGradientTile::kMostWarps * kWarpSize;
@@ -99,13 +100,16 @@ struct BandedWeightGradient {
         SharedArray<unsigned char> large, small;
         SharedArray<float> sums;  // C of one kd, of each warp
         SharedArray<std::uint64_t> large_full, small_full;
+        SharedArray<int> large_table, small_table;  // see PlaneRing
 
-        constexpr Shared(const PlaneLayout& large_plane, const PlaneLayout& small_plane)
+        constexpr Shared(const PlaneLayout& large_plane, const PlaneLayout& small_plane, int threads)
             : large(layout.array<unsigned char>(large_plane.bytes(), 128)),
               small(layout.array<unsigned char>(small_plane.bytes(), 128)),
               sums(layout.array<float>(WeightGradientTile::kMostWarps * 16 * 8)),
               large_full(layout.array<std::uint64_t>(large_plane.stages)),
-              small_full(layout.array<std::uint64_t>(small_plane.stages)) {}
+              small_full(layout.array<std::uint64_t>(small_plane.stages)),
+              large_table(layout.array<int>(Ring::table_length(large_plane, threads))),
+              small_table(layout.array<int>(Ring::table_length(small_plane, threads))) {}
     };
 
     __device__ static Places places_of(const WeightGradientParameters& p) {
@@ -243,13 +247,13 @@ struct BandedWeightGradient {
 };
 
 template <typename T, int KD, int K, bool Boxes>
-__global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
-                                  BandedWeightGradient<T, KD, K>::kBlocksPerProcessor)
+__global__ void __launch_bounds__(BandedWeightGradient<T, KD, K, Boxes>::kMostThreads,
+                                  BandedWeightGradient<T, KD, K, Boxes>::kBlocksPerProcessor)
     banded_weight_gradient(const __grid_constant__ WeightGradientParameters p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
     __trap();  // the planner does not come here
 #else
-    using Core = BandedWeightGradient<T, KD, K>;
+    using Core = BandedWeightGradient<T, KD, K, Boxes>;
     const WeightGradientTile& tile = p.tile;
     const std::int64_t volume = blockIdx.x / tile.tiles();  // n * C + c
     const int number = blockIdx.x % tile.tiles();  // neighbours along W and H, which share a halo, run together
@@ -258,14 +262,15 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
     const int d0 = number / tile.tiles_w / tile.tiles_h * tile.depth;
     const int d1 = min(d0 + tile.depth, p.large.d);
 
-    const typename Core::Shared shared(p.large_planes, p.small_planes);
+    const typename Core::Shared shared(p.large_planes, p.small_planes, static_cast<int>(blockDim.x));
 
     // Step z has plane z of x, from d0 on, and plane z + pd of g; the KD - 1 steps before bring g alone.
-    using Ring = PlaneRing<T, Boxes ? Fills::boxes : Fills::all, 2>;
+    using Ring = typename Core::Ring;
     const int begin = d0 - KD + 1;
-    Ring large(p.large, p.large_planes, shared_array(shared.large), shared_array(shared.large_full), nullptr,
-               volume, h0, w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
-    Ring small(p.small, p.small_planes, shared_array(shared.small), shared_array(shared.small_full), nullptr, volume,
+    Ring large(p.large, p.large_planes, shared_array(shared.large), shared_array(shared.large_full),
+               shared_array(shared.large_table), volume, h0, w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
+    Ring small(p.small, p.small_planes, shared_array(shared.small), shared_array(shared.small_full),
+               shared_array(shared.small_table), volume,
                h0 + p.pad_h - K + 1, w0, begin + p.pad_d, begin + p.pad_d, d1 + p.pad_d);
     Ring::start(large, small);
     __syncthreads();
@@ -305,21 +310,25 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
 #endif
 }
 
-template <typename T, int KD, int K>
+template <typename T, int KD, int K, bool Boxes>
 cudaError_t launch_banded_weight_gradient_instance(const WeightGradientParameters& p, unsigned blocks,
                                                    cudaStream_t stream) {
-    const typename BandedWeightGradient<T, KD, K>::Shared shared(p.large_planes, p.small_planes);
-    const LaunchShape shape{blocks, static_cast<unsigned>(p.tile.warps() * kWarpSize), shared.layout.bytes(), stream};
-    return p.tile.fill == Fill::boxes ? launch<banded_weight_gradient<T, KD, K, true>>(shape, p)
-                                      : launch<banded_weight_gradient<T, KD, K, false>>(shape, p);
+    const int threads = p.tile.warps() * kWarpSize;
+    const typename BandedWeightGradient<T, KD, K, Boxes>::Shared shared(p.large_planes, p.small_planes, threads);
+    return launch<banded_weight_gradient<T, KD, K, Boxes>>(
+        {blocks, static_cast<unsigned>(threads), shared.layout.bytes(), stream}, p);
 }
 
-// One instance a kernel size, each in a file of its own.
+// The instances of a kernel size, each size in a file of its own.
 template <int KD, int K>
 cudaError_t launch_banded_weight_gradient_of_size(ScalarType type, const WeightGradientParameters& p, unsigned blocks,
                                                   cudaStream_t stream) {
-    if (type == ScalarType::float16) return launch_banded_weight_gradient_instance<__half, KD, K>(p, blocks, stream);
-    return launch_banded_weight_gradient_instance<__nv_bfloat16, KD, K>(p, blocks, stream);
+    const auto of_type = [&]<typename T>(const T*) {
+        return p.tile.fill == Fill::boxes ? launch_banded_weight_gradient_instance<T, KD, K, true>(p, blocks, stream)
+                                          : launch_banded_weight_gradient_instance<T, KD, K, false>(p, blocks, stream);
+    };
+    return type == ScalarType::float16 ? of_type(static_cast<const __half*>(nullptr))
+                                       : of_type(static_cast<const __nv_bfloat16*>(nullptr));
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -47,7 +47,7 @@ constexpr std::int64_t kProcessors = 132;
 
 // Warps that a multiprocessor should have to hide its latencies. A small kernel waits for memory, a large one keeps the
 // tensor cores busy with few.
-constexpr std::int64_t kWarpsOfSmallKernel = 16;
+constexpr std::int64_t kWarpsOfSmallKernel = 15;
 constexpr std::int64_t kWarpsOfLargeKernel = 8;
 
 // The tile that at most `most_warps` warps make, not yet cut along D.
@@ -74,8 +74,15 @@ BandedTile flat_tile(const ConvolutionProblem& p, int most_warps) {
     return tile;
 }
 
-// Cuts along D, and blocks of eight or of four warps: what keeps the busiest multiprocessor busy the least, in planes
-// of a warp. Short cuts load and multiply the planes of their halo twice; few leave multiprocessors without work.
+// Instructions of a warp a plane, about: products and stores of each fragment, and what comes with any plane.
+constexpr std::int64_t kInstructionsAFragment = 25;
+constexpr std::int64_t kInstructionsAPlane = 100;
+// What begins and ends a block costs about as much as so many planes.
+constexpr std::int64_t kPlanesABlock = 2;
+
+// Cuts along D, and blocks of eight or of four warps: what keeps the busiest multiprocessor busy the least, in
+// instructions of a warp. Short cuts load and multiply the planes of their halo twice; few leave multiprocessors
+// without work.
 BandedTile banded_tile(const ConvolutionProblem& p) {
     const Triple kernel = p.geometry.kernel;
     const std::int64_t wanted_warps = kernel.d * kernel.h <= 9 ? kWarpsOfSmallKernel : kWarpsOfLargeKernel;
@@ -84,13 +91,17 @@ BandedTile banded_tile(const ConvolutionProblem& p) {
     double least = 0.0;
     for (const int most_warps : {8, 4}) {
         BandedTile tile = flat_tile(p, most_warps);
+        const std::int64_t of_plane =
+            tile.warps *
+            (tile.fragments * (kernel.d * kernel.h + kInstructionsAFragment) + kInstructionsAPlane);
         for (std::int64_t cuts = 1; cuts <= most_cuts; ++cuts) {
             tile.depth = static_cast<int>(ceil_div(p.output_size.d, cuts));
             tile.tiles_d = static_cast<int>(ceil_div(p.output_size.d, tile.depth));
             const std::int64_t blocks = p.batch * p.channels * tile.tiles();
-            const std::int64_t planes = ceil_div(blocks, kProcessors) * tile.warps * (tile.depth + kernel.d - 1);
+            const std::int64_t planes = tile.depth + kernel.d - 1 + kPlanesABlock;
+            const double busy = static_cast<double>(ceil_div(blocks, kProcessors) * planes * of_plane);
             const double warps = static_cast<double>(blocks * tile.warps) / kProcessors;
-            const double cost = static_cast<double>(planes) / std::min(warps / static_cast<double>(wanted_warps), 1.0);
+            const double cost = busy / std::min(warps / static_cast<double>(wanted_warps), 1.0);
             if (best.warps == 0 || cost < least) {
                 best = tile;
                 least = cost;
@@ -142,8 +153,12 @@ constexpr int kMostDepth = 64;
 // Shared memory that a block may have on the architecture that has the least.
 constexpr int kLeastSharedBytes = 99 * 1024;
 
-// What the kernel keeps in shared memory beside the planes.
+// What the kernel keeps in shared memory beside the planes, its tables of chunks (PlaneRing) left out.
 constexpr int kOtherBytes = 5 * 1024;
+
+int table_bytes(const PlaneLayout& planes, int threads) {
+    return 4 * (planes.chunks() + 5 * threads);
+}
 
 // The copy engine takes boxes of up to 256 rows.
 constexpr int kMostBoxRows = 256;
@@ -192,7 +207,8 @@ WeightGradientTile weight_gradient_tile(const WeightGradientProblem& p) {
                 const PlaneLayout small = tile.small_planes(k, false);
                 // Also where the larger one is a gradient that is computed: two tensors a stage, and two planes of it.
                 const int most_bytes = 2 * (large.plane_bytes() + small.plane_bytes()) +
-                                       4 * std::max(large.plane_bytes(), small.plane_bytes()) + kOtherBytes;
+                                       4 * std::max(large.plane_bytes(), small.plane_bytes()) + kOtherBytes +
+                                       table_bytes(large, tile.warps() * 32);
                 const bool fits = most_bytes <= kLeastSharedBytes && std::max(large.rows, small.rows) <= kMostBoxRows;
                 for (int depth = planes; fits && depth >= std::min(planes, 4); depth = depth * 3 / 4) {
                     tile.depth = depth;
@@ -222,7 +238,8 @@ int stages_of(const WeightGradientProblem& p, WeightGradientTile tile, int archi
     const bool affine = p.affine.given();
     for (tile.stages = 4; tile.stages > 2; --tile.stages) {
         const int bytes = tile.large_planes(k, affine && p.large_is_gradient).bytes() +
-                          tile.small_planes(k, affine && !p.large_is_gradient).bytes() + kOtherBytes;
+                          tile.small_planes(k, affine && !p.large_is_gradient).bytes() + kOtherBytes +
+                          (affine ? table_bytes(tile.large_planes(k, true), tile.warps() * 32) : 0);
         if (2 * bytes <= shared_bytes(architecture)) break;
     }
     return tile.stages;

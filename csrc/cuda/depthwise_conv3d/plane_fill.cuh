@@ -49,16 +49,19 @@ template <typename T, Fills Compiled, int Rings = 1>
 class PlaneRing {
   public:
     static constexpr int kMaxStages = 4;
-    static constexpr bool kTable = Compiled == Fills::copies;
+    // The table holds Chunk::from where nothing lies between the rows of a plane, so that Chunk::to is known, and
+    // Chunk::to where boxes bring what is computed from.
+    static constexpr bool kTable = Compiled != Fills::all;
+    static constexpr bool kTableOfFrom = Compiled == Fills::copies;
     static constexpr int kAtOnce = 5;  // chunks of a thread that are looked up before the first is moved
 
     // How long the table is for a block of so many threads: whoever looks beyond the last chunk finds nothing there.
     __host__ __device__ static constexpr int table_length(const PlaneLayout& layout, int threads) {
-        return layout.chunks() + kAtOnce * threads;
+        return kTable && (kTableOfFrom || layout.staged) ? layout.chunks() + kAtOnce * threads : 0;
     }
 
     // Planes from `z` on of volume `volume`, those from `z_begin` to `z_end` - 1 of which are wanted; `full` are
-    // `stages` barriers of the block, used by `boxes`; `table` takes table_length() numbers, for `copies`.
+    // `stages` barriers of the block, used by `boxes`; `table` takes table_length() numbers.
     __device__ PlaneRing(const PlaneSource& source, const PlaneLayout& layout, unsigned char* planes,
                          std::uint64_t* full, int* table, std::int64_t volume, int h0, int w0, int z, int z_begin,
                          int z_end)
@@ -84,10 +87,11 @@ class PlaneRing {
         }
         const int first = layout_.staged ? layout_.ring_planes() : 0;
         const int last = layout_.staged ? layout_.ring_planes() + 2 : layout_.stages;
+        int entry = static_cast<int>(threadIdx.x);
 #pragma unroll 1
-        for (Walk walk(*this); walk.row < layout_.rows; walk.next()) {
+        for (Walk walk(*this); walk.row < layout_.rows; walk.next(), entry += static_cast<int>(blockDim.x)) {
             const Chunk chunk = walk.chunk();
-            if constexpr (kTable) table_[chunk.to / 8] = chunk.from;
+            if constexpr (kTable) table_[entry] = kTableOfFrom || chunk.from == kOutside ? chunk.from : chunk.to;
             if (chunk.from != kOutside) continue;
             for (int plane = first; plane < last; ++plane) {
                 *reinterpret_cast<Vector<unsigned, 2>*>(planes_ + plane * layout_.plane_bytes() + chunk.to) =
@@ -201,15 +205,16 @@ class PlaneRing {
         const PlaneRing& ring;
         int row, column;
 
-        __device__ explicit Walk(const PlaneRing& ring)
-            : ring(ring),
-              row(static_cast<int>(threadIdx.x) / (2 * ring.layout_.octets)),
-              column(static_cast<int>(threadIdx.x) % (2 * ring.layout_.octets)) {}
+        __device__ explicit Walk(const PlaneRing& ring) : ring(ring) {
+            row = ring.layout_.rows_of(static_cast<int>(threadIdx.x));
+            column = static_cast<int>(threadIdx.x) - row * ring.layout_.row_chunks();
+        }
 
         __device__ void next() {
-            const int per_row = 2 * ring.layout_.octets;
-            row += static_cast<int>(blockDim.x) / per_row;
-            column += static_cast<int>(blockDim.x) % per_row;
+            const int per_row = ring.layout_.row_chunks();
+            const int rows_further = ring.layout_.rows_of(static_cast<int>(blockDim.x));
+            row += rows_further;
+            column += static_cast<int>(blockDim.x) - rows_further * per_row;
             if (column >= per_row) {
                 column -= per_row;
                 ++row;
@@ -234,12 +239,13 @@ class PlaneRing {
             const int chunks = layout_.chunks();
 #pragma unroll 1
             for (int first = static_cast<int>(threadIdx.x); first < chunks; first += kAtOnce * threads) {
-                int from[kAtOnce];
+                int found[kAtOnce];
 #pragma unroll
-                for (int i = 0; i < kAtOnce; ++i) from[i] = table_[first + i * threads];
+                for (int i = 0; i < kAtOnce; ++i) found[i] = table_[first + i * threads];
 #pragma unroll
                 for (int i = 0; i < kAtOnce; ++i) {
-                    function(Chunk{from[i], (first + i * threads) * 8}, from[i] != kOutside);
+                    const Chunk chunk{found[i], kTableOfFrom ? (first + i * threads) * 8 : found[i]};
+                    function(chunk, found[i] != kOutside);
                 }
             }
         } else {
@@ -356,7 +362,7 @@ class PlaneRing {
     PlaneLayout layout_;
     unsigned char* planes_;
     std::uint64_t* full_;
-    int* table_;  // of Chunk::from, by number: nothing lies between the rows of a plane then
+    int* table_;
     std::int64_t volume_;
     int h0_, w0_;
     int z_, z_begin_;
