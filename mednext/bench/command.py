@@ -78,7 +78,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--baselines", nargs="*", choices=suites.BASELINES, help="what is measured beside ours")
     add("--baseline", action="append", default=[], metavar="PACKAGE.MODULE:FACTORY", help="a network of yours (docs)")
     add("--channels-last", action=argparse.BooleanOptionalAction, help="measure ours in channels_last_3d as well")
-    add("--graphs", action=argparse.BooleanOptionalAction, help="ours under torch.compile(mode='reduce-overhead') too")
+    add("--graphs", action=argparse.BooleanOptionalAction, help="ours as CUDA graphs too, ours and torch.compile's")
     add("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:1")
     add("--quick", action="store_true", help="fewer and smaller problems, fewer samples")
     add("--seconds", type=float, help="how long each implementation of a problem is sampled, at least")

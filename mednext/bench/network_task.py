@@ -16,7 +16,7 @@ from mednext.bench.accuracy import FACTOR, GATE_SLACK, Verdict, judge, rms_error
 from mednext.bench.counting import Work, network_work
 from mednext.bench.networks import CLASSES, NetworkProblem, build, eager_network, outputs_of
 from mednext.bench.operators import DTYPES, Tensors
-from mednext.bench.task import Bound, Implementation
+from mednext.bench.task import Bound, Implementation, NotComparable
 from mednext.memory import saved_bytes
 
 __all__ = ["INFERENCE", "TRAINING", "NetworkTask"]
@@ -63,6 +63,8 @@ class NetworkTask:
             return saved_bytes(network, lambda: _autocast(network, x, self.problem.dtype))
 
     def bind(self, implementation: Implementation, device: torch.device) -> Bound:
+        if implementation.graph and (device.type != "cuda" or self.problem.dtype == "fp16"):
+            raise NotComparable  # nothing to capture; a gradient scaler asks the device whether to skip the step
         network, twin = build(implementation, self.problem, self.training)
         memory_format = torch.channels_last_3d if implementation.channels_last else torch.contiguous_format
         placed: Any = network.to(device).train(self.training)
@@ -72,7 +74,7 @@ class NetworkTask:
         dtype = self.problem.dtype
 
         def forward() -> Any:
-            return _autocast(function, x, dtype)
+            return _autocast(function, x, dtype, cache=not implementation.graph)
 
         def infer() -> Any:
             with torch.no_grad():
@@ -81,7 +83,7 @@ class NetworkTask:
         def check() -> Verdict:
             return self._check(implementation, placed, twin, infer, device)
 
-        call = _training_step(placed, forward, x, dtype) if self.training else infer
+        call = _training_step(placed, forward, x, dtype, implementation.graph) if self.training else infer
         checked = f"outputs at {self.problem.patch}^3 against float64"
         if twin is None:
             checked += " of the same network"
@@ -122,10 +124,11 @@ def scan(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.randn(shape, device=device, generator=torch.Generator(device).manual_seed(0))
 
 
-def _autocast(network: Any, x: torch.Tensor, dtype: str) -> Any:
+def _autocast(network: Any, x: torch.Tensor, dtype: str, cache: bool = True) -> Any:
+    """Under autocast; without its cache in a CUDA graph, whose own the cached copies of the weights would be."""
     if dtype == "fp32":
         return network(x)
-    with torch.autocast(x.device.type, DTYPES[dtype]):
+    with torch.autocast(x.device.type, DTYPES[dtype], cache_enabled=cache):
         return network(x)
 
 
@@ -156,11 +159,11 @@ def _gradients(network: nn.Module, x: torch.Tensor, dtype: str | None) -> Tensor
 
 
 def _training_step(
-    network: nn.Module, forward: Callable[[], Any], x: torch.Tensor, dtype: str
+    network: nn.Module, forward: Callable[[], Any], x: torch.Tensor, dtype: str, graph: bool
 ) -> Callable[[], torch.Tensor]:
-    """Forward, cross entropy at every level, backward, AdamW; with a GradScaler in fp16."""
+    """Forward, cross entropy at every level, backward, AdamW; with a GradScaler in fp16; fit for a CUDA graph."""
     # A rate of zero: step after step with the same weights, at the same cost.
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=0.0, capturable=graph)
     scaler = torch.amp.GradScaler(x.device.type, enabled=dtype == "fp16")
     generator = torch.Generator(x.device).manual_seed(1)
     truth = torch.randint(CLASSES, (x.shape[0], *x.shape[2:]), device=x.device, generator=generator)

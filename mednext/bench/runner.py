@@ -127,7 +127,7 @@ class Runner:
                 row.saved_bytes = saved_bytes(bound.module, bound.forward)
             if self._timer is None:
                 return None
-            sample, clock = self._timer.prepare(bound.call, task.graph)
+            sample, clock = self._timer.prepare(bound.call, task.graph or implementation.graph)
 
         def take() -> float:
             with implementation.in_force():

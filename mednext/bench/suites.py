@@ -43,7 +43,7 @@ class Choice:
         baselines: of :data:`BASELINES`.
         factories: the user's, as ``package.module:function``.
         channels_last: measure ours in channels_last_3d too.
-        graphs: measure ours under ``torch.compile(mode="reduce-overhead")`` too, which is CUDA graphs on a GPU.
+        graphs: on a GPU measure ours as one CUDA graph too, and under ``torch.compile(mode="reduce-overhead")``.
     """
 
     suite: str
@@ -98,6 +98,7 @@ def implementations(choice: Choice) -> list[Implementation]:
         if choice.channels_last:
             found.append(Implementation(f"{name} channels_last_3d", "mednext", forced, channels_last=True))
         if choice.graphs:
+            found.append(Implementation(f"{name} CUDA graph", "mednext", forced, graph=True))
             found.append(Implementation(f"{name} reduce-overhead", "mednext", forced, compile="reduce-overhead"))
     found += [BASELINES[name] for name in choice.baselines]
     return found + [Implementation(factory, "user", factory=factory) for factory in choice.factories]

@@ -32,6 +32,7 @@ class Implementation:
         channels_last: weights and voxels are in channels_last_3d.
         compile: the mode of ``torch.compile``, or None.
         factory: the user's ``package.module:function``.
+        graph: the whole pass, a training step with its optimizer, is one CUDA graph.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Implementation:
     channels_last: bool = False
     compile: str | None = None
     factory: str | None = None
+    graph: bool = False
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:

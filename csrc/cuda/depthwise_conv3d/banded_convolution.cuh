@@ -56,8 +56,9 @@ struct BandedParameters {
     BandedTile tile;
 };
 
-// Moments of what a thread stores: sums of its values less the first one of them, and of their squares. A plane's values
-// are summed at once and added with what was rounded off before (Kahan), so that a walk of any length costs no digits.
+// Moments of what a thread stores: sums of its values less the first one of them, and of their squares. A plane's
+// values are summed at once and added with what was rounded off before (Kahan), so that a walk of any length costs no
+// digits.
 struct RunningMoments {
     float pivot = 0.0f;
     float sum = 0.0f;
@@ -197,8 +198,8 @@ struct Banded {
                 const unsigned b[2] = {band[kd][kh] & lower, band[kd][kh] & ~lower};
 #pragma unroll
                 for (int f = 0; f < kFragments; ++f) {
-                    float(&sums)[4] = acc[(Newest - kd + KD) % KD][f];
-                    const unsigned(&row)[4] = a[FullRows ? (kh + f) % kFragments : f];
+                    float (&sums)[4] = acc[(Newest - kd + KD) % KD][f];
+                    const unsigned (&row)[4] = a[FullRows ? (kh + f) % kFragments : f];
                     if (kRotates && kd == 0 && kh == 0) {
                         mma_m16n8k16<T>(sums, row, b, first);
                     } else {
@@ -242,8 +243,8 @@ struct Banded {
     // A finished plane to the output; `values` are what was stored, as float.
     template <bool Pairs, bool Add>
     __device__ static void store(const float (&acc)[kFragments][4], const T* add,
-                                 const unsigned (&added)[2 * kFragments], T* output, const int* places,
-                                 unsigned inside, int out_w, float (&values)[4 * kFragments]) {
+                                 const unsigned (&added)[2 * kFragments], T* output, const int* places, unsigned inside,
+                                 int out_w, float (&values)[4 * kFragments]) {
 #pragma unroll
         for (int i = 0; i < 4 * kFragments; i += 2) {
             float low = acc[i / 4][i % 4];
@@ -305,8 +306,8 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::k
     const int z_complete = d0 - p.pad_d + KD - 1;
     const int z_begin = max(d0 - p.pad_d, min(z_complete, 0));
     const int z_end = d1 - p.pad_d + KD - 1;
-    PlaneRing<T, Fills::copies> ring(p.source, layout, planes, nullptr, shared_array(shared.table), volume, h0 - p.pad_h, w0 - 4, z_begin,
-                      z_begin, z_end);
+    PlaneRing<T, Fills::copies> ring(p.source, layout, planes, nullptr, shared_array(shared.table), volume,
+                                     h0 - p.pad_h, w0 - 4, z_begin, z_begin, z_end);
     ring.start();
 
     Core::load_taps(p, volume % p.channels, taps);
@@ -375,8 +376,9 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::k
         if (completes) {
             float values[4 * kFragments];
             const auto store = [&]<bool Pairs, bool Add>() {
-                Core::template store<Pairs, Add>(Core::kRotates ? complete : acc[0], p.add == nullptr ? nullptr : add, added,
-                                                 static_cast<T*>(p.output) + at, my_places, inside, p.out_w, values);
+                Core::template store<Pairs, Add>(Core::kRotates ? complete : acc[0], p.add == nullptr ? nullptr : add,
+                                                 added, static_cast<T*>(p.output) + at, my_places, inside, p.out_w,
+                                                 values);
             };
             if (p.pairs && p.add == nullptr) {
                 store.template operator()<true, false>();
@@ -399,7 +401,8 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::k
 #pragma unroll
             for (int i = 0; i < 4 * KD * kFragments; ++i) {
                 const int place = i / (4 * kFragments);
-                acc[place][i / 4 % kFragments][i % 4] = place + 1 < KD ? acc[place + 1][i / 4 % kFragments][i % 4] : bias;
+                acc[place][i / 4 % kFragments][i % 4] =
+                    place + 1 < KD ? acc[place + 1][i / 4 % kFragments][i % 4] : bias;
             }
         }
     }
@@ -423,10 +426,10 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::k
 template <typename T, int KD, int KH, bool FullRows, int Fragments>
 cudaError_t launch_banded(const BandedParameters& p, const BandedTile& tile, unsigned blocks, cudaStream_t stream) {
     const int threads = tile.warps * kWarpSize;
-    const typename Banded<T, KD, KH, FullRows, Fragments>::Shared shared(
-        p.tile.planes(KH, p.source.affine.given()), tile.rows * tile.octets, threads);
-    return launch<banded_convolution<T, KD, KH, FullRows, Fragments>>({blocks, static_cast<unsigned>(threads), shared.layout.bytes(), stream},
-                                                                      p);
+    const typename Banded<T, KD, KH, FullRows, Fragments>::Shared shared(p.tile.planes(KH, p.source.affine.given()),
+                                                                         tile.rows * tile.octets, threads);
+    return launch<banded_convolution<T, KD, KH, FullRows, Fragments>>(
+        {blocks, static_cast<unsigned>(threads), shared.layout.bytes(), stream}, p);
 }
 
 // The instances of a kernel size, each size in a file of its own.

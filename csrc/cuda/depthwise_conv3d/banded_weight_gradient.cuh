@@ -270,8 +270,8 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K, Boxes>::kMostTh
     Ring large(p.large, p.large_planes, shared_array(shared.large), shared_array(shared.large_full),
                shared_array(shared.large_table), volume, h0, w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
     Ring small(p.small, p.small_planes, shared_array(shared.small), shared_array(shared.small_full),
-               shared_array(shared.small_table), volume,
-               h0 + p.pad_h - K + 1, w0, begin + p.pad_d, begin + p.pad_d, d1 + p.pad_d);
+               shared_array(shared.small_table), volume, h0 + p.pad_h - K + 1, w0, begin + p.pad_d, begin + p.pad_d,
+               d1 + p.pad_d);
     Ring::start(large, small);
     __syncthreads();
 

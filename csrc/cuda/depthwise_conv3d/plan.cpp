@@ -92,8 +92,7 @@ BandedTile banded_tile(const ConvolutionProblem& p) {
     for (const int most_warps : {8, 4}) {
         BandedTile tile = flat_tile(p, most_warps);
         const std::int64_t of_plane =
-            tile.warps *
-            (tile.fragments * (kernel.d * kernel.h + kInstructionsAFragment) + kInstructionsAPlane);
+            tile.warps * (tile.fragments * (kernel.d * kernel.h + kInstructionsAFragment) + kInstructionsAPlane);
         for (std::int64_t cuts = 1; cuts <= most_cuts; ++cuts) {
             tile.depth = static_cast<int>(ceil_div(p.output_size.d, cuts));
             tile.tiles_d = static_cast<int>(ceil_div(p.output_size.d, tile.depth));

@@ -29,10 +29,10 @@ struct BandedTile {
     bool full_rows;  // a row of the tile is one fragment: neighbours share what they load
     int fragments;
     int warps;
-    int stages;     // planes in flight or in use
-    int octets;     // of a row of the tile
-    int rows;       // output rows of the tile
-    int depth;      // output planes of a block
+    int stages;  // planes in flight or in use
+    int octets;  // of a row of the tile
+    int rows;    // output rows of the tile
+    int depth;   // output planes of a block
     int tiles_d, tiles_h, tiles_w;
 
     // Octets from one row of a plane in shared memory to the next. Rows that share a fragment may meet in a bank, two

@@ -18,7 +18,12 @@ struct PlaneLayout {
     bool staged;
 
     constexpr PlaneLayout(int rows, int octets, int row_pitch, int stages, bool affine, Fill fill)
-        : rows(rows), octets(octets), row_pitch(row_pitch), stages(stages), chunk_share(65536 / (2 * octets) + 1), staged(affine && fill != Fill::elements) {}
+        : rows(rows),
+          octets(octets),
+          row_pitch(row_pitch),
+          stages(stages),
+          chunk_share(65536 / (2 * octets) + 1),
+          staged(affine && fill != Fill::elements) {}
 
     constexpr int row_chunks() const { return 2 * octets; }  // of four elements
     constexpr int chunks() const { return rows * row_chunks(); }
