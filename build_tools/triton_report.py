@@ -5,11 +5,15 @@ of time for :data:`TARGETS` and compares registers, spills and shared memory wit
 ``--write`` makes that table anew. A comparison fails where a kernel spills more than :data:`SPILLS`, where one is not
 in the table, and (under the Triton release that made it) where one takes more registers than :data:`TOLERANCE`
 allows. Needs triton, no GPU: ptxas and cuobjdump come in Triton's package.
+
+``--specialised`` checks something else: that the same launches compile too where an integer argument is 1, which Triton
+makes a constant of (:func:`specialised`), and with 64-bit offsets. The interpreter has no such constants.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -24,8 +28,11 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
 
 from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, InvertedBottleneckNeeds
 from mednext_ops.backends.triton import bottleneck, convolution, normalization, statistics
@@ -38,9 +45,12 @@ __all__ = [
     "compare",
     "compile_for",
     "compile_launch",
+    "lower",
     "main",
     "record",
     "refusal",
+    "specialised",
+    "unspecialisable",
 ]
 
 TARGETS = {
@@ -177,6 +187,52 @@ def compile_for(launch: Launch, target: str) -> Any:
     return triton.compile(_source(launch), target=TARGETS[target], options=options)
 
 
+def lower(launch: Launch, target: str) -> Any:
+    """The kernel in Triton's first language, which shows all that its front end refuses in a hundredth of the time."""
+    backend = make_backend(TARGETS[target])
+    source = _source(launch)
+    options = backend.parse_options(launch.blocks.options(TARGETS[target].warp_size))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    generators, modules = backend.get_codegen_implementation(options), backend.get_module_map()
+    return source.make_ir(TARGETS[target], options, generators, modules, context)
+
+
+def specialised(launch: Launch) -> dict[str, Launch]:
+    """The launch with each of its integers 1, with all of them 1, and with 64-bit offsets, by what was changed.
+
+    Triton compiles an integer argument of 1 as a constant, which has no methods, and what is computed from constants is
+    one too. Such arguments are the rule: a batch of 1, one channel, a plane.
+    """
+    kernel, arguments = launch.kernel, launch.arguments
+    integers = [p.name for p in kernel.params if not p.is_constexpr and type(arguments[p.name]) is int]
+    changes: dict[str, dict[str, Any]] = {name: {name: 1} for name in integers}
+    changes["all"] = dict.fromkeys(integers, 1)
+    if "INDEX" in arguments:
+        changes["INDEX"] = {"INDEX": tl.int64}
+        changes["all and INDEX"] = changes["all"] | changes["INDEX"]
+    return {name: dataclasses.replace(launch, arguments=arguments | change) for name, change in changes.items()}
+
+
+def unspecialisable(problem: str, target: str) -> list[str]:
+    """The launches of a problem that do not compile where arguments are specialised, a line each."""
+    found = []
+    for launch in _distinct(record(problem, target)):
+        for change, changed in specialised(launch).items():
+            try:
+                lower(changed, target)
+            except Exception as error:  # whatever the compiler raises is the finding
+                said = str(error).strip().splitlines()[-1]
+                found.append(f"{problem}: {launch.kernel.__name__} on {target}, specialised: {change}: {said}")
+    return found
+
+
+def _distinct(launches: Iterable[Launch]) -> list[Launch]:
+    """One of each that compile to the same."""
+    return list({_source(launch).hash(): launch for launch in launches}.values())
+
+
 def compile_launch(problem: str, launch: Launch, target: str) -> CompiledKernel:
     """Compile what a launch needs for one of :data:`TARGETS`."""
     compiled = compile_for(launch, target)
@@ -261,12 +317,22 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line of ``python -m build_tools.triton_report``."""
     parser = argparse.ArgumentParser(prog="python -m build_tools.triton_report", description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write the table instead of comparing with it")
+    parser.add_argument("--specialised", action="store_true", help="check only that arguments may be 1")
     parser.add_argument("--problem", action="append", choices=[*PROBLEMS], help="only this one; may be repeated")
     parser.add_argument("--target", action="append", choices=[*TARGETS], help="only this one; may be repeated")
     options = parser.parse_args(arguments)
     if (reason := refusal()) is not None:
         print(reason, file=sys.stderr)
         return 1
+    if options.specialised:
+        found = [
+            line
+            for problem in options.problem or PROBLEMS
+            for target in options.target or TARGETS
+            for line in unspecialisable(problem, target)
+        ]
+        print("\n".join(found) or "every argument may be 1")
+        return 1 if found else 0
     kernels = []
     for kernel in collect(options.problem or PROBLEMS, options.target or TARGETS):
         kernels.append(kernel)

@@ -38,6 +38,40 @@ def test_the_kernels_are_as_in_the_table(table):
     assert done.stdout.splitlines()[-1] == "as in the table"
 
 
+def test_every_integer_argument_may_be_1(triton_backend):
+    """Triton makes a constant of it, alone and with the others, and of what is computed from it."""
+    done = report("--specialised", "--target=sm_90")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "every argument may be 1"
+
+
+def test_a_kernel_that_cannot_take_a_1_is_told(triton_backend, tmp_path):
+    module = tmp_path / "kernel_of_a_method.py"
+    module.write_text(
+        "import triton\n"
+        "import triton.language as tl\n"
+        "@triton.jit\n"
+        "def kernel(out, count, other):\n"
+        "    tl.store(out + tl.program_id(0), count.to(tl.int64) + tl.cast(other, tl.int64))\n"
+    )
+    code = (
+        "import torch\n"
+        "from build_tools import triton_report\n"
+        "from kernel_of_a_method import kernel\n"
+        "from mednext_ops.backends.triton.launch import Blocks, launch\n"
+        "out = torch.empty(4, device='meta')\n"
+        "triton_report.PROBLEMS['p'] = lambda: launch(kernel, 4, Blocks.of(), out=out, count=2, other=2)\n"
+        "print(*triton_report.unspecialisable('p', 'sm_90'), sep='\\n')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, [environment.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    told = done.stdout.splitlines()
+    assert [line.split(": ")[2] for line in told] == ["count", "all"]
+    assert all("p: kernel on sm_90, specialised: " in line and "no attribute 'to'" in line for line in told)
+
+
 def test_the_table_has_every_kernel_on_every_target(table):
     kernels = {
         "add_parts", "apply", "direct_convolution", "direct_weight_gradient", "forward", "gradient", "merge_moments",

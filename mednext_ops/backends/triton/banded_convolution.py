@@ -83,7 +83,7 @@ def banded_convolution(
     program = tl.program_id(0)
     tile = program % tiles
     first = ((program // tiles) % chunks) * BD
-    row = ((program // tiles) // chunks).to(tl.int64)  # sample and channel
+    row = tl.cast((program // tiles) // chunks, tl.int64)  # sample and channel
     channel = row % channels
 
     octet = tile * BO + tl.arange(0, BO)

@@ -30,16 +30,16 @@ def _places(
     if CHANNELS_LAST:
         place = voxel[:, None] * channels + channel[None, :]
     else:
-        place = voxel[:, None] + channel[None, :] * voxels.to(INDEX)
+        place = voxel[:, None] + channel[None, :] * tl.cast(voxels, INDEX)
     mask = (voxel < voxels)[:, None] & (channel < channels)[None, :]
-    return sample.to(tl.int64) * channels * voxels + place, mask
+    return tl.cast(sample, tl.int64) * channels * voxels + place, mask
 
 
 @triton.jit
 def _unit(input, mean, rstd, sample, channels, place, mask, P: tl.constexpr):
     """(y - mean) rstd, [BV, P] in float32, zero beyond the tensor."""
     channel = tl.arange(0, P)
-    row = sample.to(tl.int64) * channels + channel
+    row = tl.cast(sample, tl.int64) * channels + channel
     centre = tl.load(mean + row, channel < channels, 0.0)[None, :]
     scale = tl.load(rstd + row, channel < channels, 0.0)[None, :]
     return tl.where(mask, (tl.load(input + place, mask, 0.0).to(tl.float32) - centre) * scale, 0.0)
@@ -87,7 +87,7 @@ def forward(
     BR: tl.constexpr,
 ):
     dtype: tl.constexpr = input.dtype.element_ty
-    tiles = tl.cdiv(voxels, BV).to(tl.int32)
+    tiles = tl.cast(tl.cdiv(voxels, BV), tl.int32)
     tile, sample = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     place, mask = _places(tile, sample, channels, voxels, CHANNELS_LAST, INDEX, BV, CP)
     unit = _unit(input, mean, rstd, sample, channels, place, mask, CP)
@@ -103,7 +103,7 @@ def forward(
             expanded += tl.load(expand_bias + row, row < hidden, 0.0).to(tl.float32)[None, :]
         h = gelu(expanded)
         if gain is not None:
-            h *= tl.load(gain + sample.to(tl.int64) * hidden + row, row < hidden, 0.0)[None, :]
+            h *= tl.load(gain + tl.cast(sample, tl.int64) * hidden + row, row < hidden, 0.0)[None, :]
         sums = product(rounded(h, dtype), _matrix(compress, row, hidden, out_channel, outputs, 1, hidden), sums)
     if bias is not None:
         sums += tl.load(bias + out_channel, out_channel < outputs, 0.0).to(tl.float32)[None, :]
@@ -139,7 +139,7 @@ def normalized_gradient(
     BR: tl.constexpr,
 ):
     dtype: tl.constexpr = input.dtype.element_ty
-    tiles = tl.cdiv(voxels, BV).to(tl.int32)
+    tiles = tl.cast(tl.cdiv(voxels, BV), tl.int32)
     tile, sample = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     out_place, out_mask = _places(tile, sample, outputs, voxels, CHANNELS_LAST, INDEX, BV, OP)
     grads = tl.load(grad_output + out_place, out_mask, 0.0)
@@ -159,7 +159,7 @@ def normalized_gradient(
             grads, _matrix(compress, out_channel, outputs, row, hidden, hidden, 1), tl.zeros((BV, BR), tl.float32)
         )
         if gain is not None:
-            at = sample.to(tl.int64) * hidden + row
+            at = tl.cast(sample, tl.int64) * hidden + row
             before = before * tl.load(gain + at, row < hidden, 0.0)[None, :]
             before += gelu(expanded) * tl.load(slope + at, row < hidden, 0.0)[None, :]
         before *= gelu_slope(expanded)
@@ -199,14 +199,14 @@ def weight_gradients(
 ):
     """A program has BR hidden channels and walks over every parts-th tile of BV voxels of a sample."""
     dtype: tl.constexpr = input.dtype.element_ty
-    tiles = tl.cdiv(voxels, BV).to(tl.int32)
+    tiles = tl.cast(tl.cdiv(voxels, BV), tl.int32)
     row_blocks = tl.cdiv(hidden, BR)
     part = tl.program_id(0) % parts
     row_block = (tl.program_id(0) // parts) % row_blocks
     sample = (tl.program_id(0) // parts) // row_blocks
     row = row_block * BR + tl.arange(0, BR)
     there = row < hidden
-    at = sample.to(tl.int64) * hidden + row
+    at = tl.cast(sample, tl.int64) * hidden + row
     channel, out_channel = tl.arange(0, CP), tl.arange(0, OP)
     expansion = _matrix(expand, channel, channels, row, hidden, 1, channels)
     shift = tl.zeros((BR,), tl.float32)
@@ -252,7 +252,7 @@ def weight_gradients(
     if output_hidden is not None:
         place = (at[:, None] * outputs + out_channel[None, :]) * parts + part
         tl.store(output_hidden + place, by_output, there[:, None] & (out_channel < outputs)[None, :])
-        first = (sample.to(tl.int64) * outputs + out_channel) * parts + part
+        first = (tl.cast(sample, tl.int64) * outputs + out_channel) * parts + part
         tl.store(output_sums + first, by_grad, out_channel < tl.where(row_block == 0, outputs, 0))
     if squares is not None:
         tl.store(squares + at * parts + part, by_itself, there)

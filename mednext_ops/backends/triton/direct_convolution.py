@@ -61,7 +61,7 @@ def direct_convolution(
     CH: tl.constexpr = SH if SCATTER else 1
     CW: tl.constexpr = SW if SCATTER else 1
     extent_d, extent_h, extent_w = tl.cdiv(destination_d, CD), tl.cdiv(destination_h, CH), tl.cdiv(destination_w, CW)
-    tiles = tl.cdiv(extent_d.to(INDEX) * extent_h * extent_w, BV).to(tl.int32)
+    tiles = tl.cast(tl.cdiv(tl.cast(extent_d, INDEX) * extent_h * extent_w, BV), tl.int32)
     parts = tiles * (CD * CH * CW)
     channel_blocks = tl.cdiv(channels, BC)
 
@@ -74,7 +74,7 @@ def direct_convolution(
     rh = (remainder // CW) % CH
     rd = remainder // (CW * CH)
 
-    voxel = tile.to(INDEX) * BV + tl.arange(0, BV)
+    voxel = tl.cast(tile, INDEX) * BV + tl.arange(0, BV)
     jw = (voxel % extent_w).to(tl.int32)
     jh = ((voxel // extent_w) % extent_h).to(tl.int32)
     jd = ((voxel // extent_w) // extent_h).to(tl.int32)
@@ -83,17 +83,17 @@ def direct_convolution(
     channel = channel_block * BC + tl.arange(0, BC)
     there = channel < channels
 
-    source_voxels = source_d.to(INDEX) * source_h * source_w
-    destination_voxels = destination_d.to(INDEX) * destination_h * destination_w
+    source_voxels = tl.cast(source_d, INDEX) * source_h * source_w
+    destination_voxels = tl.cast(destination_d, INDEX) * destination_h * destination_w
     if CHANNELS_LAST:
         voxel_stride, source_channel, destination_channel = channels, channel[None, :], channel[None, :]
     else:
         voxel_stride = 1
         source_channel, destination_channel = channel[None, :] * source_voxels, channel[None, :] * destination_voxels
-    source += sample.to(tl.int64) * channels * source_voxels
+    source += tl.cast(sample, tl.int64) * channels * source_voxels
     if affine_output is not None:
-        affine_output += sample.to(tl.int64) * channels * source_voxels
-        row = sample.to(tl.int64) * channels + channel
+        affine_output += tl.cast(sample, tl.int64) * channels * source_voxels
+        row = tl.cast(sample, tl.int64) * channels + channel
         a = tl.load(scale + row, there, 0.0)[None, :]
         b = tl.load(slope + row, there, 0.0)[None, :]
         c = tl.load(offset + row, there, 0.0)[None, :]
@@ -134,7 +134,7 @@ def direct_convolution(
         sums += tl.load(bias + channel, there, 0.0).to(tl.float32)[None, :]
     mask = inside[:, None] & there[None, :]
     place = ((od.to(INDEX) * destination_h + oh) * destination_w + ow)[:, None] * voxel_stride + destination_channel
-    start = sample.to(tl.int64) * channels * destination_voxels
+    start = tl.cast(sample, tl.int64) * channels * destination_voxels
     if add is not None:
         sums += tl.load(add + start + place, mask, 0.0).to(tl.float32)
     stored = rounded(sums, destination.dtype.element_ty)
@@ -144,7 +144,7 @@ def direct_convolution(
         value = tl.where(mask, stored.to(tl.float32), 0.0)
         mean = column_sums(value) / tl.maximum(count, 1.0)
         deviation = tl.where(mask, value - mean[None, :], 0.0)
-        moments += ((sample.to(tl.int64) * channels + channel) * parts + part) * 3
+        moments += ((tl.cast(sample, tl.int64) * channels + channel) * parts + part) * 3
         tl.store(moments, tl.zeros_like(mean) + count, there)
         tl.store(moments + 1, mean, there)
         tl.store(moments + 2, column_sums(deviation * deviation), there)

@@ -61,9 +61,9 @@ def direct_weight_gradient(
     BV: tl.constexpr,
     BC: tl.constexpr,
 ):
-    small_voxels = small_d.to(INDEX) * small_h * small_w
-    large_voxels = large_d.to(INDEX) * large_h * large_w
-    tiles = tl.cdiv(small_voxels, BV).to(tl.int32)
+    small_voxels = tl.cast(small_d, INDEX) * small_h * small_w
+    large_voxels = tl.cast(large_d, INDEX) * large_h * large_w
+    tiles = tl.cast(tl.cdiv(small_voxels, BV), tl.int32)
     channel_blocks = tl.cdiv(channels, BC)
     program = tl.program_id(0)
     tile = program % tiles
@@ -71,7 +71,7 @@ def direct_weight_gradient(
     sample = (program // tiles) // channel_blocks
     there = channel < channels
 
-    voxel = tile.to(INDEX) * BV + tl.arange(0, BV)
+    voxel = tl.cast(tile, INDEX) * BV + tl.arange(0, BV)
     jw = (voxel % small_w).to(tl.int32)
     jh = ((voxel // small_w) % small_h).to(tl.int32)
     jd = ((voxel // small_w) // small_h).to(tl.int32)
@@ -81,24 +81,24 @@ def direct_weight_gradient(
     else:
         stride = 1
         small_channel, large_channel = channel[None, :] * small_voxels, channel[None, :] * large_voxels
-    small += sample.to(tl.int64) * channels * small_voxels
-    large += sample.to(tl.int64) * channels * large_voxels
+    small += tl.cast(sample, tl.int64) * channels * small_voxels
+    large += tl.cast(sample, tl.int64) * channels * large_voxels
     a, b, c = 1.0, 0.0, 0.0
     small_other = None
     large_other = None
     if affine_output is not None:
-        row = sample.to(tl.int64) * channels + channel
+        row = tl.cast(sample, tl.int64) * channels + channel
         a = tl.load(scale + row, there, 0.0)[None, :]
         b = tl.load(slope + row, there, 0.0)[None, :]
         c = tl.load(offset + row, there, 0.0)[None, :]
         if LARGE_IS_GRADIENT:
-            large_other = affine_output + sample.to(tl.int64) * channels * large_voxels
+            large_other = affine_output + tl.cast(sample, tl.int64) * channels * large_voxels
         else:
-            small_other = affine_output + sample.to(tl.int64) * channels * small_voxels
+            small_other = affine_output + tl.cast(sample, tl.int64) * channels * small_voxels
 
     mask = inside[:, None] & there[None, :]
     held = _read(small, small_other, voxel[:, None] * stride + small_channel, mask, a, b, c)
-    parts = batch.to(tl.int64) * tiles
+    parts = tl.cast(batch, tl.int64) * tiles
     workspace += channel * (KD * KH * KW * parts) + sample * tiles + tile
     column = (jw * SW)[:, None]
     for kd in range(KD):

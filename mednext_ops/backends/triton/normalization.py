@@ -27,18 +27,19 @@ __all__ = ["group_norm", "group_norm_backward"]
 @triton.jit
 def _tile(channels, voxels, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr):
     """A program's tile: its number, sample, channels [BC], offsets within the sample and mask [BV, BC]."""
-    tiles = tl.cdiv(voxels, BV).to(tl.int32)
+    tiles = tl.cast(tl.cdiv(voxels, BV), tl.int32)
     channel_blocks = tl.cdiv(channels, BC)
     program = tl.program_id(0)
     tile = program % tiles
     channel = ((program // tiles) % channel_blocks) * BC + tl.arange(0, BC)
     sample = (program // tiles) // channel_blocks
-    voxel = tile.to(INDEX) * BV + tl.arange(0, BV)
+    voxel = tl.cast(tile, INDEX) * BV + tl.arange(0, BV)
     if CHANNELS_LAST:
         place = voxel[:, None] * channels + channel[None, :]
     else:
-        place = voxel[:, None] + channel[None, :] * voxels.to(INDEX)
-    return tile, tiles, sample.to(tl.int64), channel, place, (voxel < voxels)[:, None] & (channel < channels)[None, :]
+        place = voxel[:, None] + channel[None, :] * tl.cast(voxels, INDEX)
+    mask = (voxel < voxels)[:, None] & (channel < channels)[None, :]
+    return tile, tiles, tl.cast(sample, tl.int64), channel, place, mask
 
 
 @triton.jit
@@ -103,7 +104,7 @@ def gradient(
     sums += row * tiles + tile
     tl.store(sums, column_sums(value), there)
     # Beyond the tensor the value is zero.
-    tl.store(sums + batch.to(tl.int64) * channels * tiles, column_sums(value * normalized), there)
+    tl.store(sums + tl.cast(batch, tl.int64) * channels * tiles, column_sums(value * normalized), there)
 
 
 def _check(

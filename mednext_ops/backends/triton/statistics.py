@@ -25,23 +25,23 @@ def tile_moments(
     BV: tl.constexpr,
     BC: tl.constexpr,
 ):
-    tiles = tl.cdiv(voxels, BV).to(tl.int32)
+    tiles = tl.cast(tl.cdiv(voxels, BV), tl.int32)
     channel_blocks = tl.cdiv(channels, BC)
     program = tl.program_id(0)
     tile = program % tiles
     channel = ((program // tiles) % channel_blocks) * BC + tl.arange(0, BC)
     sample = (program // tiles) // channel_blocks
-    voxel = tile.to(INDEX) * BV + tl.arange(0, BV)
+    voxel = tl.cast(tile, INDEX) * BV + tl.arange(0, BV)
     mask = (voxel < voxels)[:, None] & (channel < channels)[None, :]
     if CHANNELS_LAST:
         place = voxel[:, None] * channels + channel[None, :]
     else:
-        place = voxel[:, None] + channel[None, :] * voxels.to(INDEX)
-    value = tl.load(input + sample.to(tl.int64) * channels * voxels + place, mask, 0.0).to(tl.float32)
-    count = tl.minimum(voxels - tile.to(INDEX) * BV, BV).to(tl.float32)
+        place = voxel[:, None] + channel[None, :] * tl.cast(voxels, INDEX)
+    value = tl.load(input + tl.cast(sample, tl.int64) * channels * voxels + place, mask, 0.0).to(tl.float32)
+    count = tl.cast(tl.minimum(voxels - tl.cast(tile, INDEX) * BV, BV), tl.float32)
     mean = column_sums(value) / count
     deviation = tl.where(mask, value - mean[None, :], 0.0)
-    moments += ((sample.to(tl.int64) * channels + channel) * tiles + tile) * 3
+    moments += ((tl.cast(sample, tl.int64) * channels + channel) * tiles + tile) * 3
     tl.store(moments, tl.zeros_like(mean) + count, channel < channels)
     tl.store(moments + 1, mean, channel < channels)
     tl.store(moments + 2, column_sums(deviation * deviation), channel < channels)
@@ -51,7 +51,7 @@ def tile_moments(
 def merge_moments(moments, mean, rstd, parts, eps, BP: tl.constexpr):
     """A program a group, whose channels' parts lie one after another: in double, about the first part's mean."""
     group = tl.program_id(0)
-    moments += group.to(tl.int64) * parts * 3
+    moments += tl.cast(group, tl.int64) * parts * 3
     first = tl.load(moments + 1).to(tl.float64)
     counts = tl.zeros((BP,), tl.float64)
     sums = tl.zeros((BP,), tl.float64)  # of the means' distances from the first, each times its count
