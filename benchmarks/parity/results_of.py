@@ -31,15 +31,18 @@ def _results(function: Callable[[OpProblem, Tensors], Any], problem: OpProblem, 
     results = {"output": output.detach()}
     if wanted:
         names = [name for name in leaves if name in wanted]
-        gradients = torch.autograd.grad(output, [leaves[name] for name in names], _gradient(output))
+        gradients = torch.autograd.grad(output, [leaves[name] for name in names], _gradient(output, problem.dtype))
         results |= {f"gradient of {name}": g for name, g in zip(names, gradients, strict=True)}
     return results
 
 
-def _gradient(output: torch.Tensor) -> torch.Tensor:
+def _gradient(output: torch.Tensor, dtype: str) -> torch.Tensor:
     """The same values for every dtype, exact in all of them: eighths from -0.5 to 1.5, without a period along an axis.
 
-    Their mean is not zero, or a bias' gradient, their sum, would be all cancellation.
+    Their mean is not zero, or a bias' gradient, their sum, would be all cancellation. Of a problem in fp16 such sums over
+    many voxels would pass its largest number, in PyTorch's own code too: there the gradient is a power of two smaller.
     """
     count = torch.arange(output.numel(), device=output.device).view(output.shape)
-    return (((count * 40503) >> 5) % 17 - 4).to(output.dtype) / 8
+    largest_sum = 4 * output.numel() // output.shape[1]  # a parameter's gradient is up to about one a voxel
+    scale = 1.0 if dtype != "fp16" else 2.0 ** -max(0, (largest_sum // 2**15).bit_length())
+    return ((((count * 40503) >> 5) % 17 - 4) * (scale / 8)).to(output.dtype)

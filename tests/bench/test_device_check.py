@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mednext.bench.operators import OpProblem, draw
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 NINJA_FILE = """
 ninja_required_version = 1.7
@@ -70,6 +72,17 @@ def test_parity_finds_a_planted_error(parity, plant):
     assert report["passed"] < report["tried"]
     # The worst result is named: the gradients are wrong by as much as the output.
     assert any("depthwise_conv3d" in failure and "error 1.00e-02" in failure for failure in report["failures"])
+
+
+def test_gradients_of_large_volumes_fit_into_fp16(parity):
+    """A parameter's gradient is a sum over all voxels: beyond 65504 ours and PyTorch's are infinite alike."""
+    largest = {}
+    for dtype in ("fp16", "bf16"):
+        problem = OpProblem("depthwise_conv3d_group_norm", (2, 1, 64, 64, 64), (3, 3, 3), (1, 1, 1), 2, dtype)
+        exact = parity["results_of"].of_eager(problem, draw(problem, "cpu"), torch.float64)
+        largest[dtype] = max(values.abs().max().item() for name, values in exact.items() if name != "output")
+    assert largest["fp16"] < torch.finfo(torch.float16).max / 2
+    assert largest["bf16"] > torch.finfo(torch.float16).max
 
 
 def test_parity_finds_what_was_left_unwritten(parity, plant):
