@@ -43,6 +43,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--problems", type=int, default=100, help="random problems an operator and dtype (default 100)")
     parser.add_argument("--runs", type=int, default=250, help="of the bitwise check (default 250)")
     parser.add_argument("--size", choices=random_problems.SIZES, default="normal", help="of the random problems")
+    parser.add_argument(
+        "--pytorch-on", choices=["here", "cpu"], default="here", help="where PyTorch's side is computed"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=3600, help="no new problem after this long, for each check")
     parser.add_argument("--output", type=Path, help="write the report as JSON into this file")

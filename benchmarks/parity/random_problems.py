@@ -99,11 +99,15 @@ def _check_one(
     problem: OpProblem, options: argparse.Namespace, seed: int, squares: dict[str, list[float]]
 ) -> str | None:
     tensors = draw(problem, options.device, seed)
-    exact = results_of.of_eager(problem, tensors, torch.float64)
-    eager = results_of.of_eager(problem, tensors)
+    on_cpu = options.pytorch_on == "cpu"
+    theirs = {name: t.cpu() for name, t in tensors.items()} if on_cpu else tensors
+    exact = results_of.of_eager(problem, theirs, torch.float64)
+    eager = results_of.of_eager(problem, theirs)
     try:
         with ops.use_backend(options.backend, "reference"), poisoned():
             ours = results_of.of_ours(problem, tensors)
+        if on_cpu:
+            ours = {name: t.cpu() for name, t in ours.items()}
         verdict = judge(ours, eager, exact)
     except (RuntimeError, ValueError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
