@@ -79,6 +79,7 @@ SCHEMAS = (
     f"depthwise_conv3d(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor",
     f"depthwise_conv3d_statistics(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, int num_groups, float eps) "
     "-> (Tensor output, Tensor mean, Tensor rstd)",
+    "group_norm_gradient(Tensor grad, Tensor output, Tensor scale, Tensor slope, Tensor offset) -> Tensor",
     f"depthwise_conv3d_backward_data({_GRADIENT}, Tensor weight, int[3] input_size, {_GEOMETRY}, Tensor? add) "
     "-> Tensor",
     f"depthwise_conv3d_backward_weight({_GRADIENT}, Tensor input, int[3] kernel_size, {_GEOMETRY}) -> Tensor",

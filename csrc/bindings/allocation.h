@@ -9,9 +9,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
+#include <string>
 #include <vector>
+
+#include "text.h"
 
 #if defined(__linux__)
 // What went wrong, in torch's words. In torch since 2.13; where the symbol is missing it is null.
@@ -28,16 +30,15 @@ torch::stable::Tensor allocated(const std::vector<std::int64_t>& sizes, const to
     try {
         return make();
     } catch (const std::exception&) {
-        std::ostringstream text;
-        text << "a tensor of [";
-        for (std::size_t i = 0; i < sizes.size(); ++i) text << (i > 0 ? ", " : "") << sizes[i];
-        text << "] could not be allocated on " << (like.is_cpu() ? "the CPU" : "the GPU");
+        std::string text = "a tensor of [";
+        for (std::size_t i = 0; i < sizes.size(); ++i) text += text_of(i > 0 ? ", " : "", sizes[i]);
+        text += text_of("] could not be allocated on ", like.is_cpu() ? "the CPU" : "the GPU");
 #if defined(__linux__)
         if (torch_exception_get_what_without_backtrace != nullptr) {
-            text << ": " << torch_exception_get_what_without_backtrace();
+            text += text_of(": ", torch_exception_get_what_without_backtrace());
         }
 #endif
-        throw std::runtime_error(text.str());
+        throw std::runtime_error(text);
     }
 }
 

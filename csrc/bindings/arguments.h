@@ -6,9 +6,10 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include <sstream>
 #include <stdexcept>
 #include <string>
+
+#include "text.h"
 
 namespace mednext_ops::bindings {
 
@@ -17,18 +18,13 @@ using torch::stable::Tensor;
 
 template <typename... Parts>
 void require(bool condition, const Parts&... sentence) {
-    if (condition) return;
-    std::ostringstream text;
-    (text << ... << sentence);
-    throw std::runtime_error(text.str());
+    if (!condition) throw std::runtime_error(text_of(sentence...));
 }
 
 inline std::string shape_of(const Tensor& tensor) {
-    std::ostringstream text;
-    text << '[';
-    for (std::int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
-    text << ']';
-    return text.str();
+    std::string text = "[";
+    for (std::int64_t i = 0; i < tensor.dim(); ++i) text += text_of(i > 0 ? ", " : "", tensor.size(i));
+    return text + "]";
 }
 
 inline void require_volume(const char* op, const char* name, const Tensor& tensor) {

@@ -57,15 +57,31 @@ class CudaContext {
     // An uninitialised tensor on the device of `like`. Under emulation every byte is 0xff, which is NaN: what a kernel
     // does not write, or reads before it is written, shows.
     Tensor empty(const Tensor& like, std::initializer_list<std::int64_t> sizes, ScalarType type) const {
-        return poisoned(allocate(like, sizes, type));
+        return made([&] { return allocate(like, sizes, type); });
     }
 
     // The same for a volume [N, C, D, H, W] of the type of `like`, contiguous or channels_last_3d.
     Tensor empty_volume(const Tensor& like, const std::vector<std::int64_t>& sizes, bool channels_last) const {
-        return poisoned(allocate_volume(like, sizes, channels_last));
+        return made([&] { return allocate_volume(like, sizes, channels_last); });
     }
 
   private:
+    // Torch before 2.13 does not say why an allocation failed. An earlier kernel's error is not the want of memory.
+    template <typename Make>
+    static Tensor made(Make&& make) {
+        try {
+            return poisoned(make());
+        } catch (const std::runtime_error& failure) {
+#ifndef MEDNEXT_OPS_EMULATED
+            const cudaError_t error = cudaPeekAtLastError();
+            if (error != cudaSuccess && error != cudaErrorMemoryAllocation) {
+                throw std::runtime_error(text_of(failure.what(), ": ", cudaGetErrorString(error)));
+            }
+#endif
+            throw std::runtime_error(failure.what());
+        }
+    }
+
     static Tensor poisoned(Tensor fresh) {
 #ifdef MEDNEXT_OPS_EMULATED
         const auto bytes = static_cast<std::size_t>(fresh.numel()) * static_cast<std::size_t>(fresh.element_size());

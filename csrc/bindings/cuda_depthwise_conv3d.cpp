@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../cuda/depthwise_conv3d/launch.h"
+#include "../cuda/group_norm/apply.h"
 #include "../cuda/group_norm/statistics.h"
 #include "convolution_arguments.h"
 #include "cuda_context.h"
@@ -153,6 +154,27 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv3d_statistics(const Tensor& inp
     return {made.output, mean, rstd};
 }
 
+// The gradient of what GroupNorm normalised, written out.
+Tensor group_norm_gradient(const Tensor& grad, const Tensor& output, const Tensor& scale, const Tensor& slope,
+                           const Tensor& offset) {
+    constexpr const char* op = "group_norm_gradient";
+    require_volume(op, "grad", grad);
+    require_floating_type(op, "grad", grad);
+    require_affine(op, grad, output, scale, slope, offset);
+    const CudaContext context(grad);
+    const bool channels_last = prefers_channels_last(grad);
+    const Gradient source(grad, output, scale, slope, offset, channels_last);
+    const Sizes size = volume_size(grad);
+    Tensor result = context.empty_volume(grad, {grad.size(0), grad.size(1), size[0], size[1], size[2]}, channels_last);
+    const kernels::AffineGradient map = source.affine();
+    require_launched(op,
+                     cuda::group_norm::launch_gradient(
+                         {source.grad.const_data_ptr(), map.output, cuda_scalar_type(grad), channels_last, grad.size(0),
+                          grad.size(1), size[0] * size[1] * size[2], map.scale, map.slope, map.offset},
+                         result.mutable_data_ptr(), context.stream()));
+    return result;
+}
+
 Tensor depthwise_conv3d_backward_data(const Tensor& grad_output, const MaybeTensor& output, const MaybeTensor& scale,
                                       const MaybeTensor& slope, const MaybeTensor& offset, const Tensor& weight,
                                       const Integers& input_size, const Integers& stride, const Integers& padding,
@@ -221,6 +243,7 @@ MEDNEXT_OPS_CUDA_LIBRARY(library) {
     namespace bindings = mednext_ops::bindings;
     library.impl("depthwise_conv3d", TORCH_BOX(&bindings::depthwise_conv3d));
     library.impl("depthwise_conv3d_statistics", TORCH_BOX(&bindings::depthwise_conv3d_statistics));
+    library.impl("group_norm_gradient", TORCH_BOX(&bindings::group_norm_gradient));
     library.impl("depthwise_conv3d_backward_data", TORCH_BOX(&bindings::depthwise_conv3d_backward_data));
     library.impl("depthwise_conv3d_backward_weight", TORCH_BOX(&bindings::depthwise_conv3d_backward_weight));
 }

@@ -107,10 +107,8 @@ struct Arguments {
     }
 };
 
-std::string text_of(const kernels::Extents& e) {
-    std::ostringstream text;
-    text << e.channels << " channels, " << e.hidden << " hidden and " << e.outputs << " output channels";
-    return text.str();
+std::string described(const kernels::Extents& e) {
+    return text_of(e.channels, " channels, ", e.hidden, " hidden and ", e.outputs, " output channels");
 }
 
 // A volume [N, O, D, H, W] beside the input.
@@ -134,7 +132,7 @@ bool has_plan(const kernels::Extents& extents, bool grn, bool backward, int arch
 }
 
 void require_plan(const char* op, const kernels::Extents& extents, bool grn, bool backward, int architecture) {
-    require(has_plan(extents, grn, backward, architecture), op, ": no kernel takes ", text_of(extents),
+    require(has_plan(extents, grn, backward, architecture), op, ": no kernel takes ", described(extents),
             grn ? " with GRN" : "", " on sm_", architecture);
 }
 

@@ -78,7 +78,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--baselines", nargs="*", choices=suites.BASELINES, help="what is measured beside ours")
     add("--baseline", action="append", default=[], metavar="PACKAGE.MODULE:FACTORY", help="a network of yours (docs)")
     add("--channels-last", action=argparse.BooleanOptionalAction, help="measure ours in channels_last_3d as well")
-    add("--graphs", action=argparse.BooleanOptionalAction, help="ours as CUDA graphs too, ours and torch.compile's")
+    add("--cuda-graph", action=argparse.BooleanOptionalAction, help="ours as one CUDA graph too, on a GPU")
+    add("--graphs", action=argparse.BooleanOptionalAction, help="ours under torch.compile(mode='reduce-overhead') too")
     add("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:1")
     add("--quick", action="store_true", help="fewer and smaller problems, fewer samples")
     add("--seconds", type=float, help="how long each implementation of a problem is sampled, at least")
@@ -123,8 +124,9 @@ def _choice(options: argparse.Namespace, device: torch.device) -> suites.Choice:
     changes |= {"patch": options.patch or choice.patch, "batch": options.batch}
     if options.channels_last is not None:
         changes["channels_last"] = options.channels_last
-    if options.graphs is not None:
-        changes["graphs"] = options.graphs
+    for name in ("graphs", "cuda_graph"):
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
     choice = dataclasses.replace(choice, **changes)
     networks = options.suite in ("network", "scaling", "memory")
     if choice.patch < 1 or (networks and choice.patch % 16) or choice.batch < 1:
@@ -133,8 +135,10 @@ def _choice(options: argparse.Namespace, device: torch.device) -> suites.Choice:
         raise InputError("--patch must be at least 32 for networks: the norm at the coarsest level needs voxels.")
     if choice.factories and not networks:
         raise InputError("--baseline names a network: it belongs to network, scaling and memory.")
-    if choice.graphs and not networks:
-        raise InputError("--graphs runs whole networks: operators and blocks are CUDA graphs on a GPU in any case.")
+    if (choice.graphs or choice.cuda_graph) and not networks:
+        raise InputError(
+            "--graphs and --cuda-graph run whole networks: operators and blocks are CUDA graphs on a GPU in any case."
+        )
     if (options.seconds or 0) < 0 or (options.samples is not None and options.samples < 1):
         raise InputError("--seconds must not be negative, and --samples must be at least 1.")
     if "monai" in choice.baselines and importlib.util.find_spec("monai") is None:

@@ -43,7 +43,8 @@ class Choice:
         baselines: of :data:`BASELINES`.
         factories: the user's, as ``package.module:function``.
         channels_last: measure ours in channels_last_3d too.
-        graphs: on a GPU measure ours as one CUDA graph too, and under ``torch.compile(mode="reduce-overhead")``.
+        cuda_graph: on a GPU measure ours as one CUDA graph too.
+        graphs: measure ours under ``torch.compile(mode="reduce-overhead")`` too, which is CUDA graphs on a GPU.
     """
 
     suite: str
@@ -56,6 +57,7 @@ class Choice:
     baselines: tuple[str, ...]
     factories: tuple[str, ...] = ()
     channels_last: bool = False
+    cuda_graph: bool = False
     graphs: bool = False
 
 
@@ -84,6 +86,7 @@ def default_choice(suite: str, device: str, quick: bool) -> Choice:
         ("default",),
         tuple(baselines),
         channels_last=gpu and not quick and not networks,
+        cuda_graph=gpu and suite in ("network", "scaling"),
         graphs=gpu and not quick and suite == "network",
     )
 
@@ -97,8 +100,9 @@ def implementations(choice: Choice) -> list[Implementation]:
         found.append(Implementation(name, "mednext", forced))
         if choice.channels_last:
             found.append(Implementation(f"{name} channels_last_3d", "mednext", forced, channels_last=True))
-        if choice.graphs:
+        if choice.cuda_graph:
             found.append(Implementation(f"{name} CUDA graph", "mednext", forced, graph=True))
+        if choice.graphs:
             found.append(Implementation(f"{name} reduce-overhead", "mednext", forced, compile="reduce-overhead"))
     found += [BASELINES[name] for name in choice.baselines]
     return found + [Implementation(factory, "user", factory=factory) for factory in choice.factories]

@@ -150,6 +150,8 @@ class CudaKernels(ABC):
         needs_weight: bool,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Gradients of the input (plus ``add``) and of the weight (float32); the affine map is applied on load."""
+        if isinstance(grad_output, GroupNormGradient) and _is_read_often(geometry):
+            grad_output = self._native.group_norm_gradient(*grad_output)
         gradient = (grad_output, *_NOT_AFFINE) if isinstance(grad_output, torch.Tensor) else tuple(grad_output)
         arguments = _arguments(geometry)
         data = grad_weight = None
@@ -206,6 +208,15 @@ class CudaKernels(ABC):
         compress = needs.compress or grn is not None
         wanted = (needs.input, *[hidden] * 4, *[compress] * 2, *[grn is not None] * 2)
         return InvertedBottleneckGradients(*(t if want else None for t, want in zip(found, wanted, strict=True)))
+
+
+def _is_read_often(g: ConvGeometry) -> bool:
+    """Whether the gradient of the output is read so often that computing it each time costs more than writing it once.
+
+    In the weight gradient of a transposed convolution with a stride it is the large tensor, and seven warps read each
+    plane of it for a 7x7x7 kernel.
+    """
+    return g.transposed and max(g.stride) > 1 and max(g.kernel_size) >= 5
 
 
 def _arguments(g: ConvGeometry) -> tuple[list[int], list[int], list[int], list[int], bool]:

@@ -239,7 +239,7 @@ def test_resume_refuses_another_run(tmp_path, capsys):
         (["network", "--patch", "20"], "multiple of 16"),
         (["network", "--patch", "16"], "at least 32"),
         (["ops", "--patch", "8", "--baseline", "a:b"], "belongs to network"),
-        (["ops", "--patch", "8", "--graphs"], "--graphs runs whole networks"),
+        (["ops", "--patch", "8", "--graphs"], "--graphs and --cuda-graph run whole networks"),
         (["ops", "--seconds", "-1"], "--seconds must not be negative"),
         (["ops", "--samples", "0"], "--samples must be at least 1"),
         (["ops", "--device", "tpu"], "--device 'tpu'"),

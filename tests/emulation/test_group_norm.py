@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import mednext_ops as ops
+from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, memory_format_of
 
 from ..ops.eager import assert_within_twice
 
@@ -174,3 +175,33 @@ def test_an_empty_batch_gives_empty_results(emulated):
     assert emulated.group_norm(x, empty, empty, weight, bias, "gelu").shape == x.shape
     before, grad_sum, grad_dot = emulated.group_norm_backward(grad, x, empty, empty, weight, bias, "gelu")
     assert before.shape == x.shape and grad_sum.shape == grad_dot.shape == (0, 4)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 16, 4, 4, 8)])
+def test_the_gradient_of_the_normalised_tensor_written_out(emulated, shape, dtype, channels_last):
+    x, grad, *_ = draw(shape, dtype, channels_last)
+    maps = [torch.randn(shape[:2]) for _ in range(3)]
+    written = emulated._kernels._native.group_norm_gradient(grad, x, *maps)
+    scale, slope, offset = (m.double()[..., None, None, None] for m in maps)
+    wanted = scale * grad.double() + slope * x.double() + offset
+    assert written.dtype == dtype and written.is_contiguous(memory_format=memory_format_of(x))
+    assert (written.double() - wanted).norm() <= torch.finfo(dtype).eps * wanted.norm()
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_transposed_convolution_whose_gradient_is_computed(emulated, kernel):
+    """A large kernel's is written out first, a small one's is computed as it is read: the same within a rounding."""
+    geometry = ConvGeometry((kernel,) * 3, (2, 2, 2), (kernel // 2,) * 3, transposed=True)
+    x, w = torch.randn(1, 3, 4, 5, 6), torch.randn(3, 1, *[kernel] * 3)
+    grad, output = (torch.randn(1, 3, *geometry.output_size(x.shape[2:])) for _ in range(2))
+    maps = [torch.randn(1, 3) for _ in range(3)]
+    scale, slope, offset = (m[..., None, None, None].double() for m in maps)
+    gradient = GroupNormGradient(grad, output, *maps)
+    data, weight = emulated.depthwise_conv3d_backward(gradient, x, w, geometry, None, True, True)
+    leaves = [t.double().requires_grad_() for t in (x, w)]
+    y = F.conv_transpose3d(*leaves, stride=2, padding=kernel // 2, groups=3)
+    exact = torch.autograd.grad(y, leaves, scale * grad + slope * output + offset)
+    for ours, wanted in zip((data, weight), exact, strict=True):
+        assert (ours.double() - wanted).norm() <= 1e-6 * wanted.norm()

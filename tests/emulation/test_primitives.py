@@ -194,10 +194,10 @@ def test_box_loads_pad_with_zero_on_every_side(in_any_order, type, dtype):
     at = np.array(
         [
             [0, 0, 0, 0, 0],
-            [0, 1, -1, -2, -3],
+            [0, 1, -1, -2, -8],
             [1, 2, 2, 3, 32],
             [-1, -1, 3, 1, 24],
-            [0, 0, 0, 0, 100],
+            [0, 0, 0, 0, 96],
             [-5, 0, 0, 0, 0],
         ],
         np.int32,
@@ -214,6 +214,15 @@ def test_box_loads_pad_with_zero_on_every_side(in_any_order, type, dtype):
         offset = corner + np.array([8, 8, 8, 8, margin])
         expected = padded[tuple(slice(o, o + b) for o, b in zip(offset, box, strict=True))]
         assert (output[i].view(np.uint8) == np.ascontiguousarray(expected).view(np.uint8)).all()
+
+
+def test_a_box_that_begins_within_sixteen_bytes_is_refused_as_a_gpu_does(kernels):
+    tensor = np.zeros(64 + 8, np.uint16)
+    begin = -tensor.ctypes.data % 16 // 2
+    extent, box = np.array((64, 1, 1, 1, 1), np.uint64), np.array((16, 1, 1, 1, 1), np.uint32)
+    strides, at = np.array([128] * 4, np.uint64), np.array([[-4, 0, 0, 0, 0]], np.int32)
+    with pytest.raises(RuntimeError, match="begins at no multiple of 16 bytes"):
+        kernels("load_boxes", tensor[begin:], 2, extent, strides, box, at, 1, np.zeros(16, np.uint16))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -26,6 +27,10 @@ def rms_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def assert_within_twice(ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor, name: str) -> None:
     """The house rule: an error of at most twice that of PyTorch's own op, and one rounding of the result's dtype."""
     our, their = rms_error(ours, exact), rms_error(theirs, exact)
+    if math.isnan(their) and exact.isfinite().all():
+        their = (
+            0.0  # PyTorch's convolutions in 16 bits on a CPU have read memory that nobody wrote: theirs says nothing
+        )
     assert our <= 2 * their + torch.finfo(ours.dtype).eps, f"{name}: error {our:.2e}, PyTorch's own {their:.2e}"
 
 

@@ -5,6 +5,8 @@
 // Every merge here has a fixed order: the same input gives the same bits.
 #pragma once
 
+#include <cstdint>
+
 #include "moments.h"
 #include "warp.h"
 
@@ -62,6 +64,49 @@ __device__ inline Moments<float> masked_moments(const float (&values)[N], unsign
     const float centred = fmaf(-deviations, correction, squares);
     return {count, mean + correction, centred < 0.0f ? 0.0f : centred};
 }
+
+// Sums of values less a pivot, which is one of them, and of the squares of that. What is added at once is summed, and
+// then added with what was rounded off before (Kahan), so that a sum of any length costs no digits.
+struct ShiftedSums {
+    float pivot = 0.0f;
+    float sum = 0.0f;
+    float sum_missing = 0.0f;
+    float squares = 0.0f;
+    float squares_missing = 0.0f;
+
+    __device__ static void add(float& total, float& missing, float value) {
+        const float whole = value - missing;
+        const float next = total + whole;
+        missing = (next - total) - whole;
+        total = next;
+    }
+
+    // Those of `values` that the mask names, or all of them.
+    template <bool All, int N>
+    __device__ void add(const float (&values)[N], unsigned mask) {
+        float of_these = 0.0f;
+        float squares_of_these = 0.0f;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const float deviation = All || (mask >> i & 1) ? values[i] - pivot : 0.0f;
+            of_these += deviation;
+            squares_of_these = fmaf(deviation, deviation, squares_of_these);
+        }
+        add(sum, sum_missing, of_these);
+        add(squares, squares_missing, squares_of_these);
+    }
+
+    // Of `count` values in all.
+    __device__ Moments<double> moments(std::int64_t count) const {
+        if (count == 0) return {0.0, 0.0, 0.0};
+        const double all = static_cast<double>(sum) - static_cast<double>(sum_missing);
+        const double all_squares = static_cast<double>(squares) - static_cast<double>(squares_missing);
+        const double mean = all / static_cast<double>(count);
+        const double centred = all_squares - all * mean;
+        return {static_cast<double>(count), static_cast<double>(pivot) + mean,
+                centred < 0.0 ? 0.0 : centred};  // NaN stays NaN
+    }
+};
 
 // Merges the moments of a warp's lanes; the result is in lane 0.
 template <typename Real>

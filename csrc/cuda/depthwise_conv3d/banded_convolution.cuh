@@ -56,49 +56,6 @@ struct BandedParameters {
     BandedTile tile;
 };
 
-// Moments of what a thread stores: sums of its values less the first one of them, and of their squares. A plane's
-// values are summed at once and added with what was rounded off before (Kahan), so that a walk of any length costs no
-// digits.
-struct RunningMoments {
-    float pivot = 0.0f;
-    float sum = 0.0f;
-    float sum_missing = 0.0f;
-    float squares = 0.0f;
-    float squares_missing = 0.0f;
-
-    __device__ static void add(float& total, float& missing, float value) {
-        const float whole = value - missing;
-        const float next = total + whole;
-        missing = (next - total) - whole;
-        total = next;
-    }
-
-    // Those of `values` that the mask names, or all of them.
-    template <bool All, int N>
-    __device__ void add_plane(const float (&values)[N], unsigned mask) {
-        float of_plane = 0.0f;
-        float squares_of_plane = 0.0f;
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const float deviation = All || (mask >> i & 1) ? values[i] - pivot : 0.0f;
-            of_plane += deviation;
-            squares_of_plane = fmaf(deviation, deviation, squares_of_plane);
-        }
-        add(sum, sum_missing, of_plane);
-        add(squares, squares_missing, squares_of_plane);
-    }
-
-    __device__ Moments<double> moments(int values) const {
-        const double count = values;
-        const double all = static_cast<double>(sum) - static_cast<double>(sum_missing);
-        const double all_squares = static_cast<double>(squares) - static_cast<double>(squares_missing);
-        if (values == 0) return {0.0, 0.0, 0.0};
-        const double mean = all / count;
-        const double centred = all_squares - all * mean;
-        return {count, static_cast<double>(pivot) + mean, centred < 0.0 ? 0.0 : centred};  // NaN stays NaN
-    }
-};
-
 template <typename T, int KD, int KH, bool FullRows, int Fragments>
 struct Banded {
     static constexpr int kFragments = Fragments;
@@ -119,6 +76,11 @@ struct Banded {
     static constexpr int kTapsRow = 16;
     static constexpr int kTapsBegin = 4;
 
+    // Octets that the fragments of a block have room for: the last ones of a tile may have none.
+    __host__ __device__ static constexpr int octets_of(int threads) {
+        return threads / kWarpSize * kFragments * kOctets;
+    }
+
     struct Shared {
         SharedLayout layout;
         SharedArray<unsigned char> planes;
@@ -127,11 +89,11 @@ struct Banded {
         SharedArray<int> places;  // of each octet of the tile: where in the output plane, and how many are inside
         SharedArray<Moments<double>> of_warp;
 
-        constexpr Shared(const PlaneLayout& plane, int octets, int threads)
+        constexpr Shared(const PlaneLayout& plane, int threads)
             : planes(layout.array<unsigned char>(plane.bytes(), 128)),
               table(layout.array<int>(PlaneRing<T, Fills::copies>::table_length(plane, threads))),
               taps(layout.array<T>(KD * KH * kTapsRow)),
-              places(layout.array<int>(2 * octets)),
+              places(layout.array<int>(2 * octets_of(threads))),
               of_warp(layout.array<Moments<double>>(kMaxThreads / kWarpSize)) {}
     };
 
@@ -297,7 +259,7 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::k
 
     const PlaneLayout layout = p.tile.planes(KH, p.source.affine.given());
     const int octets = tile.rows * tile.octets;
-    const typename Core::Shared shared(layout, octets, static_cast<int>(blockDim.x));
+    const typename Core::Shared shared(layout, static_cast<int>(blockDim.x));
     unsigned char* const planes = shared_array(shared.planes);
     T* const taps = shared_array(shared.taps);
     int* const places = shared_array(shared.places);
@@ -311,11 +273,11 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::k
     ring.start();
 
     Core::load_taps(p, volume % p.channels, taps);
-    for (int i = threadIdx.x; i < octets; i += blockDim.x) {
+    for (int i = threadIdx.x; i < Core::octets_of(static_cast<int>(blockDim.x)); i += blockDim.x) {
         const int h = h0 + i / tile.octets;
         const int w = w0 + 8 * (i % tile.octets);
         places[2 * i] = i / tile.octets * p.out_w + 8 * (i % tile.octets);
-        places[2 * i + 1] = h < p.out_h ? min(p.out_w - w, 8) : 0;
+        places[2 * i + 1] = i < octets && h < p.out_h ? min(p.out_w - w, 8) : 0;
     }
     __syncthreads();
     unsigned band[KD][KH];
@@ -338,14 +300,14 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::k
 #pragma unroll
     for (int i = 0; i < 4 * kFragments; ++i) {
         const int octet = first + i / 4 * kOctets + g + i % 4 / 2 * 8;
-        if (octet < octets && 2 * t + i % 2 < places[2 * octet + 1]) inside |= 1u << i;
+        if (2 * t + i % 2 < places[2 * octet + 1]) inside |= 1u << i;
     }
     const std::int64_t plane_size = static_cast<std::int64_t>(p.out_h) * p.out_w;
     std::int64_t at = (volume * p.out_d + d0) * plane_size + static_cast<std::int64_t>(h0) * p.out_w + w0 + 2 * t;
     if constexpr (FullRows) at += static_cast<std::int64_t>(warp) * kFragments * p.out_w + 8 * g;
     const int* const my_places = places + 2 * (first + g);
     const bool all_inside = __all_sync(kFullWarp, inside == (1u << 4 * kFragments) - 1);
-    RunningMoments running;
+    ShiftedSums running;
 
     const float bias = p.bias.data == nullptr ? 0.0f : load_parameter(p.bias, volume % p.channels);
     float acc[KD][kFragments][4];
@@ -390,9 +352,9 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::k
             if (p.moments != nullptr) {
                 if (z == z_complete) running.pivot = values[0];
                 if (all_inside) {
-                    running.add_plane<true>(values, inside);
+                    running.add<true>(values, inside);
                 } else {
-                    running.add_plane<false>(values, inside);
+                    running.add<false>(values, inside);
                 }
             }
             at += plane_size;
@@ -427,7 +389,7 @@ template <typename T, int KD, int KH, bool FullRows, int Fragments>
 cudaError_t launch_banded(const BandedParameters& p, const BandedTile& tile, unsigned blocks, cudaStream_t stream) {
     const int threads = tile.warps * kWarpSize;
     const typename Banded<T, KD, KH, FullRows, Fragments>::Shared shared(p.tile.planes(KH, p.source.affine.given()),
-                                                                         tile.rows * tile.octets, threads);
+                                                                         threads);
     return launch<banded_convolution<T, KD, KH, FullRows, Fragments>>(
         {blocks, static_cast<unsigned>(threads), shared.layout.bytes(), stream}, p);
 }

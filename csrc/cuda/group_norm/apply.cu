@@ -193,6 +193,78 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessorChannelsLast)
     }
 }
 
+// ---- the gradient of the normalised tensor, written out ----
+//
+//   contiguous:     a block is a run of kBlockElements of one channel of one sample
+//   channels-last:  a thread takes a vector of channels of one voxel
+//   vectors are 16 bytes, or a single element where V, or C in channels-last, is no multiple of that
+
+template <typename T, int Width>
+__device__ void write_gradient(const GradientProblem& p, void* result, std::int64_t at, const float (&scale)[Width],
+                               const float (&slope)[Width], const float (&offset)[Width]) {
+    const auto grad = *reinterpret_cast<const Vector<T, Width>*>(static_cast<const T*>(p.grad) + at);
+    const auto output = *reinterpret_cast<const Vector<T, Width>*>(static_cast<const T*>(p.output) + at);
+    Vector<T, Width> written;
+#pragma unroll
+    for (int i = 0; i < Width; ++i) {
+        const float rest = fmaf(slope[i], to_float(output.element[i]), offset[i]);
+        written.element[i] = from_float<T>(fmaf(scale[i], to_float(grad.element[i]), rest));
+    }
+    *reinterpret_cast<Vector<T, Width>*>(static_cast<T*>(result) + at) = written;
+}
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+    contiguous_gradient(const __grid_constant__ GradientProblem p, void* result, std::int64_t tiles) {
+    const std::int64_t volume = blockIdx.x / tiles;  // n * C + c
+    const std::int64_t begin = blockIdx.x % tiles * kBlockElements;
+    const std::int64_t end = begin + kBlockElements < p.voxels ? begin + kBlockElements : p.voxels;
+    float scale[Width];
+    float slope[Width];
+    float offset[Width];
+#pragma unroll
+    for (int i = 0; i < Width; ++i) {
+        scale[i] = p.scale[volume];
+        slope[i] = p.slope[volume];
+        offset[i] = p.offset[volume];
+    }
+#pragma unroll 4
+    for (std::int64_t v = begin + static_cast<int>(threadIdx.x) * Width; v < end; v += kThreads * Width) {
+        write_gradient<T>(p, result, volume * p.voxels + v, scale, slope, offset);
+    }
+}
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(kThreads, kBlocksPerProcessorChannelsLast)
+    channels_last_gradient(const __grid_constant__ GradientProblem p, void* result, std::int64_t vectors) {
+    const std::int64_t number = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    if (number >= vectors) return;
+    const std::int64_t at = number * Width;
+    const std::int64_t first = at / (p.voxels * p.channels) * p.channels + at % p.channels;
+    float scale[Width];
+    float slope[Width];
+    float offset[Width];
+#pragma unroll
+    for (int i = 0; i < Width; ++i) {
+        scale[i] = p.scale[first + i];
+        slope[i] = p.slope[first + i];
+        offset[i] = p.offset[first + i];
+    }
+    write_gradient<T>(p, result, at, scale, slope, offset);
+}
+
+template <typename T, int Width>
+cudaError_t launch_gradient_of_width(const GradientProblem& p, void* result, cudaStream_t stream) {
+    const std::int64_t tiles = ceil_div(p.voxels, kBlockElements);
+    const std::int64_t vectors = p.batch * p.channels * p.voxels / Width;
+    const std::int64_t blocks = p.channels_last ? ceil_div(vectors, kThreads) : p.batch * p.channels * tiles;
+    if (blocks == 0) return cudaSuccess;
+    if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+    const LaunchShape shape{static_cast<unsigned>(blocks), kThreads, 0, stream};
+    return p.channels_last ? launch<channels_last_gradient<T, Width>>(shape, p, result, vectors)
+                           : launch<contiguous_gradient<T, Width>>(shape, p, result, tiles);
+}
+
 template <bool Backward>
 cudaError_t launch_walk(const Parameters& p, cudaStream_t stream) {
     const std::int64_t blocks = blocks_of(p.problem);
@@ -209,6 +281,17 @@ cudaError_t launch_walk(const Parameters& p, cudaStream_t stream) {
 
 cudaError_t launch_apply(const ApplyProblem& p, void* output, cudaStream_t stream) {
     return launch_walk<false>({p, tiles_of(p), nullptr, output, nullptr, nullptr}, stream);
+}
+
+cudaError_t launch_gradient(const GradientProblem& p, void* result, cudaStream_t stream) {
+    return with_scalar_type(p.type, [&]<typename T>(const T*) {
+        constexpr int kWidth = 16 / sizeof(T);
+        const auto aligned = [](const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; };
+        const bool wide = aligned(p.grad) && aligned(p.output) && aligned(result) &&
+                          (p.channels_last ? p.channels : p.voxels) % kWidth == 0;
+        return wide ? launch_gradient_of_width<T, kWidth>(p, result, stream)
+                    : launch_gradient_of_width<T, 1>(p, result, stream);
+    });
 }
 
 std::int64_t gradient_parts(const ApplyProblem& p) {

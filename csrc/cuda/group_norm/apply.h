@@ -35,4 +35,19 @@ std::int64_t gradient_parts(const ApplyProblem& problem);
 cudaError_t launch_apply_gradient(const ApplyProblem& problem, const void* grad_output, void* grad, float* workspace,
                                   float* grad_sum, float* grad_dot_normalized, cudaStream_t stream);
 
+// scale * grad + slope * output + offset: the gradient of what GroupNorm normalised, written out. `grad`, `output` and
+// `result` as ApplyProblem::input, the map's three [N, C].
+struct GradientProblem {
+    const void* grad;
+    const void* output;
+    ScalarType type;
+    bool channels_last;
+    std::int64_t batch, channels, voxels;
+    const float* scale;
+    const float* slope;
+    const float* offset;
+};
+
+cudaError_t launch_gradient(const GradientProblem& problem, void* result, cudaStream_t stream);
+
 }  // namespace mednext_ops::cuda::group_norm

@@ -1,8 +1,8 @@
-// Two layouts, one scheme: a thread takes kPerThread values at a time into registers, their exact two-pass moments are
-// merged into its running ones, then the threads of a block merge theirs.
+// Two layouts, one scheme: a thread takes kPerThread values at a time into registers and adds them to its sums, then
+// the threads of a block merge their moments, in double.
 //
-// Values are taken relative to a pivot, the first one that a block reads, so that float is enough inside a block also
-// where the mean is far larger than the deviation; what leaves a block is double.
+// Values are taken relative to a pivot, the first one that a block reads, so that float is enough for a thread's sums
+// also where the mean is far larger than the deviation.
 #include <climits>
 #include <cstdint>
 
@@ -57,10 +57,6 @@ struct Plan {
     }
 };
 
-__device__ inline Moments<double> relative_to(float pivot, const Moments<float>& m) {
-    return {m.count, static_cast<double>(pivot) + m.mean, m.sum_squared_deviations};
-}
-
 // ---- contiguous ----
 //
 //   run:     |<------------------------ (C / G) * V elements ------------------------>|
@@ -76,12 +72,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     const std::int64_t begin = blockIdx.x % tiles * kBlockElements;
     const std::int64_t end = begin + kBlockElements < run_length ? begin + kBlockElements : run_length;
     const T* __restrict__ values = input + run * run_length;
-    const float pivot = to_float(values[begin]);
-
-    Moments<float> mine{0.0f, 0.0f, 0.0f};
+    ShiftedSums sums;
+    sums.pivot = to_float(values[begin]);
+    int all = 0;
     for (std::int64_t round = begin; round < end; round += kThreads * kPerThread) {
         float loaded[kPerThread];
-        int count = 0;  // valid ones come first, since a thread's later vectors lie further on
+        unsigned mask = 0;
 #pragma unroll
         for (int j = 0; j < kVectors; ++j) {
             const std::int64_t at = round + (j * kThreads + static_cast<int>(threadIdx.x)) * Width;
@@ -89,19 +85,24 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
             Vector<T, Width> vector{};
             if (valid) vector = *reinterpret_cast<const Vector<T, Width>*>(values + at);
 #pragma unroll
-            for (int i = 0; i < Width; ++i) loaded[j * Width + i] = to_float(vector.element[i]) - pivot;
-            count += valid ? Width : 0;
+            for (int i = 0; i < Width; ++i) loaded[j * Width + i] = to_float(vector.element[i]);
+            mask |= valid ? ((1u << Width) - 1) << (j * Width) : 0u;
         }
-        mine = merge(mine, moments_of(loaded, count));
+        all += __popc(mask);
+        if (round + kThreads * kPerThread <= end) {
+            sums.add<true>(loaded, mask);
+        } else {
+            sums.add<false>(loaded, mask);
+        }
     }
 
-    MEDNEXT_OPS_SHARED(of_warp, Moments<float>[kWarps]);
-    mine = merge_warp(mine);
+    MEDNEXT_OPS_SHARED(of_warp, Moments<double>[kWarps]);
+    Moments<double> mine = merge_warp(sums.moments(all));
     if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = mine;
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int warp = 1; warp < kWarps; ++warp) mine = merge(mine, of_warp[warp]);
-        moments[blockIdx.x] = relative_to(pivot, mine);
+        moments[blockIdx.x] = mine;
     }
 }
 
@@ -122,9 +123,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     const std::int64_t begin = tile * kTileVoxels;
     const std::int64_t end = begin + kTileVoxels < voxels ? begin + kTileVoxels : voxels;
     const T* __restrict__ values = input + sample * voxels * channels + channel;
-    const float pivot = channel < channels ? to_float(values[begin * channels]) : 0.0f;
-
-    Moments<float> mine{0.0f, 0.0f, 0.0f};
+    ShiftedSums sums;
+    sums.pivot = channel < channels ? to_float(values[begin * channels]) : 0.0f;
+    int all = 0;
     for (std::int64_t round = begin + warp; round < end; round += kWarps * kPerThread) {
         const std::int64_t ahead = channel < channels ? ceil_div(end - round, kWarps) : 0;
         const int count = ahead < kPerThread ? static_cast<int>(ahead) : kPerThread;
@@ -132,18 +133,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
         float loaded[kPerThread];
 #pragma unroll
         for (int i = 0; i < kPerThread; ++i) {
-            loaded[i] = i < count ? to_float(*column) - pivot : 0.0f;
+            loaded[i] = i < count ? to_float(*column) : 0.0f;
             column += kWarps * channels;
         }
-        mine = merge(mine, moments_of(loaded, count));
+        all += count;
+        sums.add<false>(loaded, (1u << count) - 1);
     }
 
-    MEDNEXT_OPS_SHARED(of_warp, Moments<float>[kWarps][kWarpSize]);
+    MEDNEXT_OPS_SHARED(of_warp, Moments<double>[kWarps][kWarpSize]);
+    Moments<double> mine = sums.moments(all);
     of_warp[warp][lane] = mine;
     __syncthreads();
     if (warp == 0 && channel < channels) {
         for (int other = 1; other < kWarps; ++other) mine = merge(mine, of_warp[other][lane]);
-        moments[(sample * channels + channel) * tiles + tile] = relative_to(pivot, mine);
+        moments[(sample * channels + channel) * tiles + tile] = mine;
     }
 }
 
