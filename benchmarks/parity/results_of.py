@@ -39,8 +39,8 @@ def _results(function: Callable[[OpProblem, Tensors], Any], problem: OpProblem, 
 def _gradient(output: torch.Tensor, dtype: str) -> torch.Tensor:
     """The same values for every dtype, exact in all of them: eighths from -0.5 to 1.5, without a period along an axis.
 
-    Their mean is not zero, or a bias' gradient, their sum, would be all cancellation. In fp16 such sums over many voxels
-    would pass the largest number, in PyTorch's own code too: there the gradient is a power of two smaller.
+    Their mean is not zero, or a bias' gradient, their sum, would be all cancellation. In fp16 such a sum over many
+    voxels would pass the largest number, in PyTorch's own code too: there the gradient is a power of two smaller.
     """
     count = torch.arange(output.numel(), device=output.device).view(output.shape)
     largest_sum = 4 * output.numel() // output.shape[1]  # a parameter's gradient is up to about one a voxel
