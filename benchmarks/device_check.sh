@@ -14,9 +14,10 @@
 #     GIT_SHA   of the sources, where there is no .git
 #     SECONDS_IN_ALL  when to stop starting steps       (570)
 #     INSTALLED=1     the package is installed in PYTHON's environment: nothing is built
+#     PACK=1          all of OUT but summary.json goes into OUT/device-check.tgz at the end, however that comes
 set -uo pipefail
 
-steps=(environment build info tests triton parity memcheck racecheck initcheck synccheck ops blocks network scaling
+steps=(environment build info cpu tests triton parity memcheck racecheck initcheck synccheck ops blocks network scaling
        triton_ops)
 form=${1:-quick}
 if [[ $form != quick && $form != full ]]; then
@@ -45,6 +46,11 @@ site=$WORK/site
 [[ ${INSTALLED:-0} == 1 ]] || export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 rm -rf "$OUT/steps" "$OUT/logs"
 mkdir -p "$OUT/steps" "$OUT/logs"
+pack() {
+    tar -czf "$OUT/device-check.tgz" -C "$OUT" --exclude ./summary.json --exclude ./device-check.tgz \
+        --remove-files . 2>/dev/null
+}
+[[ ${PACK:-0} == 1 ]] && trap pack EXIT
 # What is installed is checked, not what lies in the sources: no step runs in their folder.
 cd "$OUT" || exit 2
 
@@ -93,14 +99,30 @@ build() {
 
 information() { "$PYTHON" -m mednext_ops.info --json | tee "$OUT/info.json"; }
 
+# The CPU backend's kernels, which no other step runs. After a crash once more under a debugger, for the place.
+cpu() {
+    local command=("$PYTHON" "$root/benchmarks/parity" --backend cpu --checks random --size tiny --problems 1 --tell)
+    "${command[@]}"
+    local status=$? debugger
+    if ((status >= 128)); then
+        debugger=$(command -v gdb || command -v cuda-gdb) && timeout 60 "$debugger" -batch -ex run -ex bt \
+            -ex 'x/8i $pc' -ex 'info registers' -ex 'info sharedlibrary mednext' --args "${command[@]}"
+    fi
+    return "$status"
+}
+
 # device_tests REPORT PATH...: those marked `gpu`.
 device_tests() {
-    local report=$1
+    local report=$1 status
     shift
     "$PYTHON" -c 'import pytest, sys, torch
-torch.cuda.is_available() or sys.exit("there is no GPU for the tests")' || return 3
+torch.cuda.is_available() or sys.exit("there is no GPU for the tests")'
+    status=$?
+    ((status == 1)) && return 3
+    ((status == 0)) || return "$status"
     local workers=()
-    "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$((($(nproc) + 2) / 3))")
+    # A worker that crashes is replaced twice: more would crash at the same place.
+    "$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n "$((($(nproc) + 2) / 3))" --max-worker-restart 2)
     MEDNEXT_OPS_TEST_INSTALLED=1 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --continue-on-collection-errors \
         "${workers[@]}" --junitxml "$OUT/$report" --rootdir "$root" -c "$root/pyproject.toml" "$@"
 }
@@ -131,14 +153,14 @@ sanitizer() {
         echo "compute-sanitizer is not on PATH"
         return 3
     }
-    # Our kernels only, and none of torch's under its eyes: what ours are compared with is computed on the CPU. Torch's
-    # memory pool would hide an access behind the end of a tensor.
+    # Our kernels only, with PyTorch's results from the CPU: sanitizers stumble over convolutions of libraries, whatever
+    # is filtered. torch's memory pool would hide an access behind the end of a tensor.
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --kernel-name kernel_substring=mednext_ops \
         --error-exitcode 99 --print-limit 20 "$PYTHON" "$root/benchmarks/parity" --checks random --size tiny \
-        --pytorch-on cpu --problems "$2" --seconds "$3"
+        --reference-device cpu --tell --problems "$2" --seconds "$3"
 }
 
-export -f environment build information device_tests tests triton parity sanitizer
+export -f environment build information cpu device_tests tests triton parity sanitizer
 export root site OUT WORK PYTHON
 
 # What is not timed runs side by side; timings run alone.
@@ -147,6 +169,7 @@ step build 240 bash -c build
 step info 60 bash -c information
 summarize >/dev/null
 if [[ $form == quick ]]; then
+    step cpu 80 bash -c cpu &
     step tests 120 bash -c tests &
     step triton 140 bash -c triton &
     step parity 100 bash -c 'parity --problems 15 --seconds 25 --checks random bitwise stream graph' &
@@ -158,6 +181,7 @@ if [[ $form == quick ]]; then
     step network 90 "$PYTHON" -m mednext.bench network --device cuda --quick --output "$OUT/network"
     step triton_ops 90 "$PYTHON" -m mednext.bench ops --device cuda --quick --backend triton --output "$OUT/triton-ops"
 else
+    step cpu 80 bash -c cpu &
     step tests 170 bash -c tests &
     step triton 170 bash -c triton &
     step parity 170 bash -c 'parity --problems 300 --seconds 60' &

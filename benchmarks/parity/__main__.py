@@ -48,6 +48,13 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=3600, help="no new problem after this long, for each check")
+    parser.add_argument(
+        "--reference-device",
+        choices=("cpu", "cuda"),
+        help="where the random problems are drawn and PyTorch computes them (default: where the backend runs); cpu: "
+        "the GPU runs no convolution but the backend's: a sanitizer stumbles over those of libraries",
+    )
+    parser.add_argument("--tell", action="store_true", help="print each random problem before it is tried")
     parser.add_argument("--output", type=Path, help="write the report as JSON into this file")
     return parser.parse_args()
 
@@ -55,6 +62,7 @@ def options() -> argparse.Namespace:
 def main() -> int:
     chosen = options()
     chosen.device = "cpu" if chosen.backend in ("cpu", "emulated", "reference") else "cuda"
+    chosen.reference_device = chosen.reference_device or chosen.device
     try:
         with ops.use_backend(chosen.backend):
             pass

@@ -98,16 +98,15 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
 def _check_one(
     problem: OpProblem, options: argparse.Namespace, seed: int, squares: dict[str, list[float]]
 ) -> str | None:
-    tensors = draw(problem, options.device, seed)
-    on_cpu = options.pytorch_on == "cpu"
-    theirs = {name: t.cpu() for name, t in tensors.items()} if on_cpu else tensors
-    exact = results_of.of_eager(problem, theirs, torch.float64)
-    eager = results_of.of_eager(problem, theirs)
+    if options.tell:
+        print(f"{problem.dtype} {problem}{' channels_last' * problem.channels_last}", flush=True)
+    tensors = draw(problem, options.reference_device, seed)
+    exact = results_of.of_eager(problem, tensors, torch.float64)
+    eager = results_of.of_eager(problem, tensors)
     try:
         with ops.use_backend(options.backend, "reference"), poisoned():
-            ours = results_of.of_ours(problem, tensors)
-        if on_cpu:
-            ours = {name: t.cpu() for name, t in ours.items()}
+            ours = results_of.of_ours(problem, {name: t.to(options.device) for name, t in tensors.items()})
+        ours = {name: result.to(options.reference_device) for name, result in ours.items()}
         verdict = judge(ours, eager, exact)
     except (RuntimeError, ValueError, TypeError) as error:
         return f"{type(error).__name__}: {error}"

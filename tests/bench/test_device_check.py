@@ -6,8 +6,10 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -50,6 +52,7 @@ def parity(monkeypatch):
 
 def options(**changes):
     chosen = {"backend": "cpu", "device": "cpu", "problems": 1, "runs": 3, "size": "tiny", "seed": 0}
+    chosen |= {"reference_device": "cpu", "tell": False}
     return argparse.Namespace(**chosen | changes, deadline=time.monotonic() + 60)
 
 
@@ -64,6 +67,16 @@ def test_parity_counts_what_it_tried(parity):
     assert report["tried"] == report["passed"] >= 15 and not report["failures"]
     ran = report["operators"]["group_norm_statistics bf16"]["ran_on"]
     assert ran == {"group_norm_statistics": ["reference"]}
+
+
+def test_parity_draws_and_compares_elsewhere_if_told(parity, capsys):
+    """The drawn tensors and PyTorch's results stay on the one device, ours are moved there and back."""
+    chosen = options(backend="reference", device=torch.device("cpu"), reference_device=torch.device("cpu"), tell=True)
+    report = parity["random_problems"].check(chosen)
+    assert report["tried"] == report["passed"] and not report["failures"]
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == sum(counts["tried"] for counts in report["operators"].values())
+    assert told[0].startswith("fp32 depthwise_conv3d ")
 
 
 def test_parity_finds_a_planted_error(parity, plant):
@@ -132,6 +145,36 @@ def test_the_script_runs_without_a_gpu_and_says_so(tmp_path):
         assert done.returncode == 3 and summary["gpu"] is None
         assert summary["steps"]["tests"]["result"] == "nothing to do"
         assert "there is no GPU here" in done.stdout
+
+
+def test_tests_that_are_gone_on_a_gpu_are_a_failure(tmp_path):
+    """Where every worker crashes at the collection, pytest says as much as where there is nothing to run: 5."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        '#!/bin/sh\n[ "$1" = -c ] && exit 0\n[ "$2" = pytest ] && echo "no tests ran" && exit 5\n'
+        f'exec "{sys.executable}" "$@"\n'
+    )
+    stand_in.chmod(0o755)
+    environment = {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work"), "PYTHON": str(stand_in)}
+    run("bash", BENCHMARKS / "device_check.sh", "quick", "tests", cwd=tmp_path, INSTALLED="1", **environment)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["steps"]["tests"]["exit_status"] == 5 and summary["steps"]["tests"]["result"] == "failed"
+
+
+def test_a_crash_is_a_failure_and_the_debugger_says_where(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import ctypes, sys\nif '--backend' in sys.orig_argv:\n    ctypes.string_at(0)\n"
+    )
+    environment = {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work"), "PYTHON": sys.executable}
+    environment |= {"PACK": "1", "PYTHONPATH": str(tmp_path)}
+    run("bash", BENCHMARKS / "device_check.sh", "quick", "cpu", cwd=tmp_path, INSTALLED="1", **environment)
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["device-check.tgz", "summary.json"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["steps"]["cpu"]["exit_status"] == 139 and summary["steps"]["cpu"]["result"] == "failed"
+    with tarfile.open(tmp_path / "out" / "device-check.tgz") as packed:
+        log = packed.extractfile("./logs/cpu.log").read().decode()
+    if shutil.which("gdb"):
+        assert "received signal SIGSEGV" in log and "#0 " in log
 
 
 @pytest.mark.parametrize("arguments", [("fast",), ("full", "everything")])
