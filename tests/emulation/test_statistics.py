@@ -25,15 +25,12 @@ def exact(input: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def check(input: torch.Tensor, num_groups: int) -> None:
-    """A few units in the last place of a float of the size of the values.
-
-    torch's own op on a CPU sums in double: no kernel that sums in float comes within twice its error.
-    """
+    """A unit in the last place of a float of the size of the values: what is summed over many of them is double."""
     mean, rstd = ops.group_norm_statistics(input, num_groups, EPS)
     assert mean.dtype == rstd.dtype == torch.float32
     exact_mean, exact_rstd = exact(input, num_groups)
-    assert ((mean.double() - exact_mean).abs() <= 2**-21 * (exact_mean.abs() + 1 / exact_rstd)).all()
-    assert ((rstd.double() - exact_rstd).abs() <= 2**-22 * exact_rstd).all()
+    assert ((mean.double() - exact_mean).abs() <= 2**-23 * (exact_mean.abs() + 1 / exact_rstd)).all()
+    assert ((rstd.double() - exact_rstd).abs() <= 2**-23 * exact_rstd).all()
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -21,9 +21,10 @@ __device__ inline Moments<Real> merge(const Moments<Real>& a, const Moments<Real
             a.sum_squared_deviations + b.sum_squared_deviations + difference * difference * a.count * share};
 }
 
-// The moments of the first `count` of N values in registers, in two passes; count may be 0.
+// The moments of the first `count` of N values in registers, in two passes; count may be 0. `missing` is what their mean,
+// as a float, is too small by.
 template <int N>
-__device__ inline Moments<float> moments_of(const float (&values)[N], int count) {
+__device__ inline Moments<float> moments_of(const float (&values)[N], int count, float& missing) {
     const float inverse = count > 0 ? 1.0f / static_cast<float>(count) : 0.0f;
     float sum = 0.0f;
 #pragma unroll
@@ -38,9 +39,17 @@ __device__ inline Moments<float> moments_of(const float (&values)[N], int count)
         deviations += deviation;
         squares = fmaf(deviation, deviation, squares);
     }
-    const float correction = deviations * inverse;
-    const float centred = fmaf(-deviations, correction, squares);
-    return {static_cast<float>(count), mean + correction, centred < 0.0f ? 0.0f : centred};  // NaN stays NaN
+    missing = deviations * inverse;
+    const float centred = fmaf(-deviations, missing, squares);
+    return {static_cast<float>(count), mean, centred < 0.0f ? 0.0f : centred};  // NaN stays NaN
+}
+
+template <int N>
+__device__ inline Moments<float> moments_of(const float (&values)[N], int count) {
+    float missing;
+    Moments<float> all = moments_of(values, count, missing);
+    all.mean += missing;
+    return all;
 }
 
 // Moments of the values that a mask names, less the pivot, in two passes.

@@ -57,6 +57,31 @@ struct Plan {
     }
 };
 
+// Moments of many values from those of a few at a time: the sums of the means and of their squares, and of the squared
+// deviations from them. In double nothing is lost where the pivot is an outlier and they are large and nearly equal.
+struct Sums {
+    double count = 0.0;
+    double sum = 0.0;
+    double squares = 0.0;
+    double deviations = 0.0;
+
+    __device__ void add(const Moments<float>& few, float missing) {
+        const double mean = static_cast<double>(few.mean) + static_cast<double>(missing);
+        const double share = few.count * mean;
+        count += few.count;
+        sum += share;
+        squares = fma(share, mean, squares);
+        deviations += few.sum_squared_deviations;
+    }
+
+    __device__ Moments<double> moments(float pivot) const {
+        if (count == 0.0) return {0.0, 0.0, 0.0};
+        const double mean = sum / count;
+        const double between = squares - sum * mean;
+        return {count, static_cast<double>(pivot) + mean, deviations + (between < 0.0 ? 0.0 : between)};
+    }
+};
+
 // ---- contiguous ----
 //
 //   run:     |<------------------------ (C / G) * V elements ------------------------>|
@@ -72,12 +97,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     const std::int64_t begin = blockIdx.x % tiles * kBlockElements;
     const std::int64_t end = begin + kBlockElements < run_length ? begin + kBlockElements : run_length;
     const T* __restrict__ values = input + run * run_length;
-    ShiftedSums sums;
-    sums.pivot = to_float(values[begin]);
-    int all = 0;
+    const float pivot = to_float(values[begin]);
+    Sums sums;
     for (std::int64_t round = begin; round < end; round += kThreads * kPerThread) {
         float loaded[kPerThread];
-        unsigned mask = 0;
+        int count = 0;  // valid ones come first, since a thread's later vectors lie further on
 #pragma unroll
         for (int j = 0; j < kVectors; ++j) {
             const std::int64_t at = round + (j * kThreads + static_cast<int>(threadIdx.x)) * Width;
@@ -85,19 +109,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
             Vector<T, Width> vector{};
             if (valid) vector = *reinterpret_cast<const Vector<T, Width>*>(values + at);
 #pragma unroll
-            for (int i = 0; i < Width; ++i) loaded[j * Width + i] = to_float(vector.element[i]);
-            mask |= valid ? ((1u << Width) - 1) << (j * Width) : 0u;
+            for (int i = 0; i < Width; ++i) loaded[j * Width + i] = to_float(vector.element[i]) - pivot;
+            count += valid ? Width : 0;
         }
-        all += __popc(mask);
-        if (round + kThreads * kPerThread <= end) {
-            sums.add<true>(loaded, mask);
-        } else {
-            sums.add<false>(loaded, mask);
-        }
+        float missing;
+        const Moments<float> few = moments_of(loaded, count, missing);
+        sums.add(few, missing);
     }
 
     MEDNEXT_OPS_SHARED(of_warp, Moments<double>[kWarps]);
-    Moments<double> mine = merge_warp(sums.moments(all));
+    Moments<double> mine = merge_warp(sums.moments(pivot));
     if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = mine;
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -123,9 +144,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     const std::int64_t begin = tile * kTileVoxels;
     const std::int64_t end = begin + kTileVoxels < voxels ? begin + kTileVoxels : voxels;
     const T* __restrict__ values = input + sample * voxels * channels + channel;
-    ShiftedSums sums;
-    sums.pivot = channel < channels ? to_float(values[begin * channels]) : 0.0f;
-    int all = 0;
+    const float pivot = channel < channels ? to_float(values[begin * channels]) : 0.0f;
+    Sums sums;
     for (std::int64_t round = begin + warp; round < end; round += kWarps * kPerThread) {
         const std::int64_t ahead = channel < channels ? ceil_div(end - round, kWarps) : 0;
         const int count = ahead < kPerThread ? static_cast<int>(ahead) : kPerThread;
@@ -133,15 +153,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
         float loaded[kPerThread];
 #pragma unroll
         for (int i = 0; i < kPerThread; ++i) {
-            loaded[i] = i < count ? to_float(*column) : 0.0f;
+            loaded[i] = i < count ? to_float(*column) - pivot : 0.0f;
             column += kWarps * channels;
         }
-        all += count;
-        sums.add<false>(loaded, (1u << count) - 1);
+        float missing;
+        const Moments<float> few = moments_of(loaded, count, missing);
+        sums.add(few, missing);
     }
 
     MEDNEXT_OPS_SHARED(of_warp, Moments<double>[kWarps][kWarpSize]);
-    Moments<double> mine = sums.moments(all);
+    Moments<double> mine = sums.moments(pivot);
     of_warp[warp][lane] = mine;
     __syncthreads();
     if (warp == 0 && channel < channels) {

@@ -99,6 +99,9 @@ def inverted_bottleneck_backward(
     hidden_normalized = input.new_zeros((batch, rows, channels), dtype=total)
     grad = torch.empty_like(input, memory_format=memory_format_of(input)) if needs.input else None
     flat = None if grad is None else grad.flatten(2)
+    # In the accumulation dtype itself what is gained by the sums over the hidden channels is lost to cancellation among
+    # them: there the gradient's own sums are taken, as PyTorch's norm does.
+    own_sums = input.new_zeros((2, batch, channels), dtype=total) if flat is not None and input.dtype == total else None
 
     def accumulate_compression(g: torch.Tensor, h: torch.Tensor) -> None:
         output_sums.add_(g.sum(2, dtype=total))
@@ -126,7 +129,11 @@ def inverted_bottleneck_backward(
         hidden_sums += grad_preactivation.sum(2, dtype=total)
         hidden_normalized += pointwise_weight_gradient(grad_preactivation, hidden.normalized(tile))
         if flat is not None:
-            flat[:, :, tile] = pointwise(expand_weight.t(), grad_preactivation)
+            part = pointwise(expand_weight.t(), grad_preactivation)
+            flat[:, :, tile] = part
+            if own_sums is not None:
+                own_sums[0] += part.sum(2)
+                own_sums[1] += (part * hidden.normalized(tile)).sum(2)
 
     found: dict[str, torch.Tensor | None] = {}
     if needs.compress or grn is not None:
@@ -135,6 +142,8 @@ def inverted_bottleneck_backward(
     if needs_hidden:
         found["grad"] = grad
         found |= expansion_gradients(hidden_sums, hidden_normalized, expand, norm_weight, norm_bias)
+        if own_sums is not None:
+            found |= {"grad_sum": own_sums[0], "grad_dot_normalized": own_sums[1]}
     return InvertedBottleneckGradients(**found)
 
 
