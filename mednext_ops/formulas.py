@@ -20,6 +20,7 @@ __all__ = [
     "expansion_gradients",
     "group_norm_affine",
     "group_norm_gradient",
+    "over_samples",
     "per_channel",
     "pointwise",
     "pointwise_weight_gradient",
@@ -35,6 +36,11 @@ def per_channel(statistic: torch.Tensor, channels: int) -> torch.Tensor:
     """Repeat a statistic of the groups, [N, G], for every channel of its group: [N, C]."""
     groups = statistic.shape[1]
     return statistic if groups == channels else statistic.repeat_interleave(channels // groups, dim=1)
+
+
+def over_samples(sums: torch.Tensor) -> torch.Tensor:
+    """The sum over the first dimension; of one sample that is the sample itself, and nothing to launch."""
+    return sums[0] if sums.shape[0] == 1 else sums.sum(0)
 
 
 def group_norm_affine(
@@ -69,6 +75,11 @@ def group_norm_gradient(
     channels = weight.shape[0]
     count = math.prod(output.shape[2:]) * (channels // groups)
     gamma = weight.to(rstd.dtype)
+    if groups == channels:  # the same in fewer steps: each is a launch on a GPU
+        scale = gamma * rstd
+        share = scale * (-1.0 / count)
+        slope = share * rstd * grad_dot_normalized
+        return GroupNormGradient(grad, output, scale, slope, torch.addcmul(share * grad_sum, mean, slope, value=-1))
     # Means over a group of the gradient of the unscaled normalised tensor, alone and times that tensor: [N, G].
     first = (gamma * grad_sum).reshape(batch, groups, channels // groups).sum(2) / count
     second = (gamma * grad_dot_normalized).reshape(batch, groups, channels // groups).sum(2) / count
@@ -130,13 +141,13 @@ def expansion_gradients(
     ``hidden_sums`` [N, R] is that of the gradient alone, ``hidden_normalized`` [N, R, C] that of its products with
     ``(input - mean) * rstd``; ``expand`` is the expansion's weight [R, C].
     """
-    sums = hidden_sums.sum(0)
-    by_scale = hidden_normalized.sum(0) * norm_weight.to(sums.dtype)
+    sums = over_samples(hidden_sums)
+    by_scale = over_samples(hidden_normalized) * norm_weight.to(sums.dtype)
     return {
         "grad_sum": hidden_sums @ expand,
         "grad_dot_normalized": (hidden_normalized * expand).sum(1),
         "expand_bias": sums,
-        "expand_weight": by_scale + torch.outer(sums, norm_bias.to(sums.dtype)),
+        "expand_weight": torch.addr(by_scale, sums, norm_bias.to(sums.dtype)),
     }
 
 
@@ -148,16 +159,16 @@ def compression_gradients(
     grn_beta: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
     """The same for two sums over the voxels of the output's gradient: alone [N, O], and times h [N, O, R]."""
-    sums = output_sums.sum(0)
+    sums = over_samples(output_sums)
     if response is None or grn_beta is None:
-        return {"compress_weight": output_hidden.sum(0), "compress_bias": sums}
-    by_gain = (output_hidden * response.gain[:, None]).sum(0)
+        return {"compress_weight": over_samples(output_hidden), "compress_bias": sums}
+    by_gain = over_samples(output_hidden * response.gain[:, None])
     # The sum over the voxels of the hidden gradient times h: the compression is linear.
     hidden_dot = (output_hidden * compress).sum(1)
     return {
-        "compress_weight": by_gain + torch.outer(sums, grn_beta.to(sums.dtype)),
+        "compress_weight": torch.addr(by_gain, sums, grn_beta.to(sums.dtype)),
         "compress_bias": sums,
-        "grn_gamma": (response.normalized * hidden_dot).sum(0),
+        "grn_gamma": over_samples(response.normalized * hidden_dot),
         "grn_beta": sums @ compress,
     }
 

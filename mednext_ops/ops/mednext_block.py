@@ -17,6 +17,7 @@ from mednext_ops.formulas import (
     accumulation_dtype,
     bias_gradient,
     group_norm_gradient,
+    over_samples,
     pointwise,
     pointwise_weight_gradient,
 )
@@ -166,8 +167,8 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
         found |= inner._asdict()
         found |= {
             "residual_bias": inner.compress_bias,
-            "norm_weight": None if inner.grad_dot_normalized is None else inner.grad_dot_normalized.sum(0),
-            "norm_bias": None if inner.grad_sum is None else inner.grad_sum.sum(0),
+            "norm_weight": None if inner.grad_dot_normalized is None else over_samples(inner.grad_dot_normalized),
+            "norm_bias": None if inner.grad_sum is None else over_samples(inner.grad_sum),
         }
     if below_norm:
         gradient = group_norm_gradient(
@@ -192,7 +193,7 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
             layout.strided(given(found["input"])).add_(pointwise(given(p.residual_weight).t(), grad_output))
     if needs_of["residual_weight"]:
         pair = (layout.strided(grad_output), input) if form == "up" else (grad_output, layout.strided(input))
-        found["residual_weight"] = pointwise_weight_gradient(*pair).sum(0)
+        found["residual_weight"] = over_samples(pointwise_weight_gradient(*pair))
     return [
         _as(given(found[name]), like) if needed else input.new_empty((0,))
         for (name, needed), like in zip(needs_of.items(), (input, *p), strict=True)

@@ -89,6 +89,7 @@ def inverted_bottleneck_backward(
     total = accumulation_dtype(input.dtype)
     hidden = _Hidden(input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias)
     grads = grad_output.flatten(2)  # [N, O, V]
+    expand_transposed, compress_transposed = (w.t().to(hidden.dtype) for w in (expand_weight, compress_weight))
     needs_hidden = needs.input or needs.norm or needs.expand
     expand, compress = expand_weight.to(total), compress_weight.to(total)
     batch, channels, rows, outputs = input.shape[0], input.shape[1], expand.shape[0], compress.shape[0]
@@ -121,7 +122,7 @@ def inverted_bottleneck_backward(
             accumulate_compression(g, h)
         if not needs_hidden:
             continue
-        grad_hidden = pointwise(compress_weight.t(), g)  # [N, R, tile]
+        grad_hidden = pointwise(compress_transposed, g)  # [N, R, tile]
         if response is not None and slope is not None:
             gain, by_hidden = (t[:, :, None].to(g.dtype) for t in (response.gain, slope))
             grad_hidden = torch.addcmul(gain * grad_hidden, by_hidden, h)
@@ -129,7 +130,7 @@ def inverted_bottleneck_backward(
         hidden_sums += grad_preactivation.sum(2, dtype=total)
         hidden_normalized += pointwise_weight_gradient(grad_preactivation, hidden.normalized(tile))
         if flat is not None:
-            part = pointwise(expand_weight.t(), grad_preactivation)
+            part = pointwise(expand_transposed, grad_preactivation)
             flat[:, :, tile] = part
             if own_sums is not None:
                 own_sums[0] += part.sum(2)
@@ -170,7 +171,7 @@ class _Hidden:
         self.scale, self.shift = (t[:, :, None] for t in group_norm_affine(mean, rstd, norm_weight, norm_bias))
         channels = input.shape[1]
         self.mean, self.rstd = per_channel(mean, channels)[:, :, None], per_channel(rstd, channels)[:, :, None]
-        self.weight = expand_weight
+        self.weight = expand_weight.to(self.dtype)
         self.bias = None if expand_bias is None else expand_bias.to(self.dtype)[:, None]
         elements = TILE_ELEMENTS.get(input.device.type, TILE_ELEMENTS_ELSEWHERE)
         self.step = max(elements // max(input.shape[0] * expand_weight.shape[0], 1), 256)
