@@ -61,8 +61,13 @@ struct Banded {
     static constexpr int kFragments = Fragments;
     static constexpr int kOctets = BandedTile::kOctetsPerFragment;
     static constexpr int kMaxThreads = 256;
-    // The most registers that this leaves a thread is 255, 128 where the accumulators are few.
+    // The most registers that this leaves a thread is 255, 128 where the accumulators are few. For the newest Blackwell
+    // ptxas keeps in those what it finds uniform for sm_90, and would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+    static constexpr int kBlocksPerProcessor = FullRows || KD * KH > 9 ? 1 : 2;
+#else
     static constexpr int kBlocksPerProcessor = Fragments == 1 || KD * KH <= 9 ? 2 : 1;
+#endif
     // Where 128 registers are all, and little room is left in them.
     static constexpr bool kTight = kBlocksPerProcessor == 2 && !FullRows && Fragments > 1;
     // Whether a row of taps is two registers, or one and a mask.
@@ -71,7 +76,7 @@ struct Banded {
     // one in each step: where they are many, the former takes more registers than there are.
     static constexpr bool kRotates = KD * KH * Fragments <= 100 && !kTight;
     // Whether what is added to the outputs is asked for before the products: its registers are held meanwhile.
-    static constexpr bool kAsksEarly = !kTight;
+    static constexpr bool kAsksEarly = !kTight && (FullRows || KD * KH <= 25);
     // A row of taps among zeros, so that the band is read without looking at bounds: kappa - n + pw - 4 is -3 to 9.
     static constexpr int kTapsRow = 16;
     static constexpr int kTapsBegin = 4;
