@@ -21,8 +21,8 @@ __device__ inline Moments<Real> merge(const Moments<Real>& a, const Moments<Real
             a.sum_squared_deviations + b.sum_squared_deviations + difference * difference * a.count * share};
 }
 
-// The moments of the first `count` of N values in registers, in two passes; count may be 0. `missing` is what their mean,
-// as a float, is too small by.
+// The moments of the first `count` of N values in registers, in two passes; count may be 0. `missing` is what their
+// mean, as a float, is too small by.
 template <int N>
 __device__ inline Moments<float> moments_of(const float (&values)[N], int count, float& missing) {
     const float inverse = count > 0 ? 1.0f / static_cast<float>(count) : 0.0f;
