@@ -138,6 +138,18 @@ py::dict weight_gradient(const std::string& dtype, bool channels_last, std::int6
                 batch * plan.streaming.each.channel_tiles * ceil_div(plan.streaming.parts(), warps / groups.groups);
             break;
         }
+        case WeightGradientCore::strided: {
+            const StridedWeightTile& tile = plan.strided;
+            result["core"] = "strided";
+            result["aligned"] = tile.aligned;
+            result["threads"] = 32 * tile.warps;
+            result["patches"] = std::array<std::int64_t, 2>{tile.patches_h, tile.patches_w};
+            result["blocks"] = batch * channels * tile.tiles();
+            result["steps"] = tile.steps;
+            result["steps_a_block"] = tile.depth;
+            result["tiles"] = std::array<std::int64_t, 2>{tile.tiles_d, tile.tiles_hw};
+            break;
+        }
         case WeightGradientCore::banded: {
             const WeightGradientTile& tile = plan.banded;
             const int k = static_cast<int>(kernel[1]);

@@ -6,6 +6,7 @@
 #include "general_weight_gradient.h"
 #include "streaming_convolution.h"
 #include "streaming_weight_gradient.h"
+#include "strided_weight_gradient.h"
 #include "weight_gradient_reduction.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
@@ -34,6 +35,9 @@ cudaError_t launch_weight_gradient(const WeightGradientProblem& problem, const W
             break;
         case WeightGradientCore::general:
             error = launch_general_weight_gradient(problem, partial, stream);
+            break;
+        case WeightGradientCore::strided:
+            error = launch_strided_weight_gradient(problem, plan.strided, partial, stream);
             break;
         case WeightGradientCore::streaming:
             error = launch_streaming_weight_gradient(problem, plan.streaming, partial, stream);

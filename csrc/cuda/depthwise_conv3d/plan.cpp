@@ -244,6 +244,44 @@ int stages_of(const WeightGradientProblem& p, WeightGradientTile tile, int archi
     return tile.stages;
 }
 
+// ---- the weight gradient at stride 2 ----
+
+bool takes_strided(const WeightGradientProblem& p, int architecture) {
+    return architecture >= 80 && p.type != ScalarType::float32 && !p.channels_last && is(p.geometry.stride, 2) &&
+           takes_streaming(p) && p.batch * p.channels < INT_MAX / 4;
+}
+
+// Warps that a launch should have at least: 16 on each multiprocessor, which hold as many bytes in flight as the memory
+// needs. A warp begins with what four steps cost.
+constexpr std::int64_t kStridedWarps = 16 * kProcessors;
+
+// A chain of sums in one accumulator: a product a step.
+constexpr int kMostSteps = 64;
+
+// The order of the sums follows from the shape alone; `aligned` does not change it.
+StridedWeightTile strided_weight_tile(const WeightGradientProblem& p) {
+    const Triple& large = p.large_size;
+    StridedWeightTile tile{};
+    tile.patches_h = static_cast<int>(ceil_div(large.h, StridedWeightTile::kPatchRows));
+    tile.patches_w = static_cast<int>(ceil_div(large.w, StridedWeightTile::kPatchColumns));
+    tile.steps = static_cast<int>(ceil_div(large.d, StridedWeightTile::kStepPlanes));
+    const std::int64_t patches = static_cast<std::int64_t>(tile.patches_h) * tile.patches_w;
+    tile.warps = static_cast<int>(std::min<std::int64_t>(patches, StridedWeightTile::kMostWarps));
+    tile.tiles_hw = static_cast<int>(ceil_div(patches, tile.warps));
+    tile.depth = std::min(tile.steps, kMostSteps);
+    const std::int64_t warps = p.batch * p.channels * patches;
+    while (tile.depth > 2 && warps * ceil_div(tile.steps, tile.depth) < kStridedWarps) tile.depth /= 2;
+    tile.tiles_d = static_cast<int>(ceil_div(tile.steps, tile.depth));
+    tile.depth = static_cast<int>(ceil_div(tile.steps, tile.tiles_d));
+
+    const auto output = [&](bool of_large, std::uintptr_t bytes) {
+        return !p.affine.given() || p.large_is_gradient != of_large || aligned(p.affine.output, bytes);
+    };
+    tile.aligned = large.w % 8 == 0 && p.small_size.w % 2 == 0 && aligned(p.large, 16) && output(true, 16) &&
+                   aligned(p.small, 4) && output(false, 4);
+    return tile;
+}
+
 }  // namespace
 
 ConvolutionPlan plan_convolution(const ConvolutionProblem& p, int architecture) {
@@ -265,15 +303,20 @@ WeightGradientPlan plan_weight_gradient(const WeightGradientProblem& p, int arch
         tile.fill = fill_of(p, architecture);
         tile.stages = stages_of(p, tile, architecture);
         const std::int64_t parts = p.batch * tile.tiles();
-        return {WeightGradientCore::banded, parts, parts * part_bytes, {}, tile};
+        return {WeightGradientCore::banded, parts, parts * part_bytes, {}, tile, {}};
+    }
+    if (takes_strided(p, architecture)) {
+        const StridedWeightTile tile = strided_weight_tile(p);
+        const std::int64_t parts = p.batch * tile.tiles();
+        return {WeightGradientCore::strided, parts, parts * part_bytes, {}, {}, tile};
     }
     if (takes_streaming(p)) {
         const StreamingWeightTile tile = streaming_weight_tile(p);
         const std::int64_t parts = p.batch * tile.parts();
-        return {WeightGradientCore::streaming, parts, parts * part_bytes, tile, {}};
+        return {WeightGradientCore::streaming, parts, parts * part_bytes, tile, {}, {}};
     }
     const std::int64_t parts = general_parts(p);
-    return {WeightGradientCore::general, parts, parts * part_bytes, {}, {}};
+    return {WeightGradientCore::general, parts, parts * part_bytes, {}, {}, {}};
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -52,8 +52,8 @@ struct ConvolutionPlan {
     BandedTile banded;                 // of that core
 };
 
-// As above.
-enum class WeightGradientCore { general, streaming, banded };
+// As above, and strided: 16-bit NCDHW, KxKxK at stride 2 on tensor cores (sm_80 and newer).
+enum class WeightGradientCore { general, streaming, banded, strided };
 
 // The tile of a block of threads of the banded weight gradient. A patch is 16 columns of a few rows of the large
 // tensor, with the rows of the small one that they meet; a warp has `patches` of them, one below the other.
@@ -98,12 +98,37 @@ struct WeightGradientTile {
     }
 };
 
+// The tile of a block of threads of the weight gradient at stride 2. A warp has one patch, two rows and 32 columns of
+// the large tensor, and walks along D in steps of four planes.
+struct StridedWeightTile {
+    static constexpr int kMostWarps = 4;
+    static constexpr int kPatchRows = 2;
+    static constexpr int kPatchColumns = 32;
+    static constexpr int kStepPlanes = 4;
+
+    // Rows 2 i and 2 i + 1 of the large tensor meet `span` rows of the small one, from i + first on; likewise planes and
+    // columns. A step, two such pairs of planes, meets one more.
+    static constexpr int first(int kernel) { return -((kernel - 1) / 4); }
+    static constexpr int span(int kernel) { return (kernel + 1) / 2; }
+    static constexpr int held(int kernel) { return span(kernel) + 1; }
+
+    bool aligned;  // rows are whole words, those of the large tensor whole vectors of 16 bytes
+    int warps;     // of the block: patches that follow each other, along W first
+    int depth;     // steps of a block
+    int steps;     // of the volume
+    int patches_h, patches_w;
+    int tiles_d, tiles_hw;
+
+    constexpr std::int64_t tiles() const { return static_cast<std::int64_t>(tiles_d) * tiles_hw; }
+};
+
 struct WeightGradientPlan {
     WeightGradientCore core;
     std::int64_t parts;  // partial sums a channel and tap
     std::int64_t workspace_bytes;
     StreamingWeightTile streaming;  // of that core
     WeightGradientTile banded;      // of that core
+    StridedWeightTile strided;      // of that core
 };
 
 // `architecture` is 10 * major + minor: 90.
