@@ -141,7 +141,8 @@ py::dict weight_gradient(const std::string& dtype, bool channels_last, std::int6
         case WeightGradientCore::strided: {
             const StridedWeightTile& tile = plan.strided;
             result["core"] = "strided";
-            result["aligned"] = tile.aligned;
+            result["large_aligned"] = tile.large_aligned;
+            result["small_aligned"] = tile.small_aligned;
             result["threads"] = 32 * tile.warps;
             result["patches"] = std::array<std::int64_t, 2>{tile.patches_h, tile.patches_w};
             result["blocks"] = batch * channels * tile.tiles();

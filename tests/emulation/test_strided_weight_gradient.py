@@ -24,7 +24,7 @@ LARGE = [
     pytest.param((6, 7, 36), False, id="even"),
     pytest.param((5, 5, 67), False, id="odd, more than two patches"),
 ]
-# Rows of several patches, blocks of several, patches and steps cut by the edge, cuts along D, below the kernel, odd ones.
+# Rows of several patches, blocks of several, cut by the edge along each axis, cuts along D, below the kernel, odd ones.
 SIZES = [
     (3, 6, 160), (2, 4, 33), (70, 3, 8), (5, 40, 9), (9, 2, 20), (1, 1, 1), (2, 2, 3), (1, 1, 2), (33, 5, 16),
     (4, 17, 64), (6, 3, 66), (3, 3, 31), (2, 6, 130),
@@ -102,7 +102,7 @@ def test_every_kernel(emulated, size, aligned, kernel, dtype, transposed):
     geometry = geometry_of(kernel, transposed)
     input, grad = draw(size, geometry, dtype)
     plan = plan_of(input.shape, geometry, dtype)
-    assert (plan["core"], plan["aligned"]) == ("strided", aligned and not transposed)
+    assert (plan["core"], plan["large_aligned"]) == ("strided", aligned and not transposed)
     check(by_kernel(emulated, grad, input, geometry), grad, input, geometry)
 
 
@@ -150,7 +150,7 @@ def test_a_gradient_that_is_not_written_out(emulated, size, aligned, kernel, dty
     input, grad = draw(size, geometry, dtype)
     gradient = affine_gradient(grad)
     plan = plan_of(input.shape, geometry, dtype, affine=True)
-    assert (plan["core"], plan["aligned"]) == ("strided", aligned and not transposed)
+    assert (plan["core"], plan["large_aligned"]) == ("strided", aligned and not transposed)
     weight = by_kernel(emulated, gradient, input, geometry)
     exact = eager(written_out(gradient, torch.float64), input.double(), geometry)
     assert_within_twice(weight, eager(written_out(gradient, dtype), input, geometry), exact, "weight")
@@ -164,7 +164,7 @@ def test_a_gradient_that_is_not_written_out_in_whole_vectors(emulated):
     input = torch.randn(2, CHANNELS, 3, 5, 12).to(torch.bfloat16)
     gradient = affine_gradient(torch.randn(2, CHANNELS, *geometry.output_size((3, 5, 12))).to(torch.bfloat16))
     plan = plan_of(input.shape, geometry, torch.bfloat16, affine=True)
-    assert (plan["core"], plan["aligned"]) == ("strided", True)
+    assert (plan["core"], plan["large_aligned"]) == ("strided", True)
     weight = by_kernel(emulated, gradient, input, geometry)
     rounded = eager(written_out(gradient, torch.bfloat16).double(), input.double(), geometry)
     assert rms_error(weight, rounded) <= torch.finfo(torch.bfloat16).eps / 16
@@ -205,7 +205,10 @@ def test_alignment_and_the_architecture_change_no_bit(emulated, kernel, transpos
                 results.append(by_kernel(emulated, gradient, input, geometry))
         results.append(by_kernel(emulated, gradient, shifted(input), geometry))
         if isinstance(gradient, GroupNormGradient):
-            elsewhere = [gradient._replace(grad=shifted(gradient.grad)), gradient._replace(output=shifted(gradient.output))]
+            elsewhere = [
+                gradient._replace(grad=shifted(gradient.grad)),
+                gradient._replace(output=shifted(gradient.output)),
+            ]
         else:
             elsewhere = [shifted(gradient)]
         results += [by_kernel(emulated, g, x, geometry) for g in elsewhere for x in (input, shifted(input))]
@@ -271,6 +274,6 @@ def test_plans_at_the_stages_of_the_network_use_the_whole_gpu():
     for channels, extent in [(32, 128), (64, 64), (128, 32), (256, 16), (512, 8)]:
         for kernel in KERNELS:
             plan = plan_of((1, channels, extent, extent, extent), geometry_of(kernel), torch.bfloat16)
-            assert (plan["core"], plan["aligned"]) == ("strided", True)
+            assert (plan["core"], plan["large_aligned"]) == ("strided", True)
             assert plan["blocks"] * plan["threads"] >= 132 * 32 * 8
             assert plan["workspace_bytes"] <= 10_000_000

@@ -258,7 +258,7 @@ constexpr std::int64_t kStridedWarps = 16 * kProcessors;
 // A chain of sums in one accumulator: a product a step.
 constexpr int kMostSteps = 64;
 
-// The order of the sums follows from the shape alone; `aligned` does not change it.
+// The order of the sums follows from the shape alone; alignment does not change it.
 StridedWeightTile strided_weight_tile(const WeightGradientProblem& p) {
     const Triple& large = p.large_size;
     StridedWeightTile tile{};
@@ -274,11 +274,11 @@ StridedWeightTile strided_weight_tile(const WeightGradientProblem& p) {
     tile.tiles_d = static_cast<int>(ceil_div(tile.steps, tile.depth));
     tile.depth = static_cast<int>(ceil_div(tile.steps, tile.tiles_d));
 
-    const auto output = [&](bool of_large, std::uintptr_t bytes) {
+    const auto output_is = [&](bool of_large, std::uintptr_t bytes) {
         return !p.affine.given() || p.large_is_gradient != of_large || aligned(p.affine.output, bytes);
     };
-    tile.aligned = large.w % 8 == 0 && p.small_size.w % 2 == 0 && aligned(p.large, 16) && output(true, 16) &&
-                   aligned(p.small, 4) && output(false, 4);
+    tile.small_aligned = p.small_size.w % 2 == 0 && aligned(p.small, 4) && output_is(false, 4);
+    tile.large_aligned = tile.small_aligned && large.w % 8 == 0 && aligned(p.large, 16) && output_is(true, 16);
     return tile;
 }
 

@@ -106,16 +106,17 @@ struct StridedWeightTile {
     static constexpr int kPatchColumns = 32;
     static constexpr int kStepPlanes = 4;
 
-    // Rows 2 i and 2 i + 1 of the large tensor meet `span` rows of the small one, from i + first on; likewise planes and
-    // columns. A step, two such pairs of planes, meets one more.
+    // Rows 2 i and 2 i + 1 of the large tensor meet `span` rows of the small one, from i + first on; likewise planes
+    // and columns. A step, two such pairs of planes, meets one more.
     static constexpr int first(int kernel) { return -((kernel - 1) / 4); }
     static constexpr int span(int kernel) { return (kernel + 1) / 2; }
     static constexpr int held(int kernel) { return span(kernel) + 1; }
 
-    bool aligned;  // rows are whole words, those of the large tensor whole vectors of 16 bytes
-    int warps;     // of the block: patches that follow each other, along W first
-    int depth;     // steps of a block
-    int steps;     // of the volume
+    bool large_aligned;  // rows are whole vectors of 16 bytes
+    bool small_aligned;  // rows are whole words
+    int warps;           // of the block: patches that follow each other, along W first
+    int depth;           // steps of a block
+    int steps;           // of the volume
     int patches_h, patches_w;
     int tiles_d, tiles_hw;
 

@@ -7,7 +7,7 @@ namespace mednext_ops::cuda::depthwise_conv3d {
 
 #define MEDNEXT_OPS_INSTANCE(K)                                            \
     extern template cudaError_t launch_strided_weight_gradient_of_size<K>( \
-        ScalarType, bool, Mapped, const StridedWeightParameters&, unsigned, cudaStream_t)
+        ScalarType, Mapped, const StridedWeightParameters&, unsigned, cudaStream_t)
 MEDNEXT_OPS_INSTANCE(3);
 MEDNEXT_OPS_INSTANCE(5);
 MEDNEXT_OPS_INSTANCE(7);
@@ -36,11 +36,11 @@ cudaError_t launch_strided_weight_gradient(const WeightGradientProblem& p, const
     const auto blocks = static_cast<unsigned>(count);
     switch (p.geometry.kernel.w) {
         case 3:
-            return launch_strided_weight_gradient_of_size<3>(p.type, tile.aligned, map, parameters, blocks, stream);
+            return launch_strided_weight_gradient_of_size<3>(p.type, map, parameters, blocks, stream);
         case 5:
-            return launch_strided_weight_gradient_of_size<5>(p.type, tile.aligned, map, parameters, blocks, stream);
+            return launch_strided_weight_gradient_of_size<5>(p.type, map, parameters, blocks, stream);
         default:
-            return launch_strided_weight_gradient_of_size<7>(p.type, tile.aligned, map, parameters, blocks, stream);
+            return launch_strided_weight_gradient_of_size<7>(p.type, map, parameters, blocks, stream);
     }
 }
 

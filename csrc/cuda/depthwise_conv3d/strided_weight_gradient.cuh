@@ -16,8 +16,8 @@
 //     a step: planes 4 s to 4 s + 3 of two rows and 32 columns of x, 16 bytes a lane, asked for kAhead steps before
 //     held:   the (K + 3) / 2 planes of g that they meet, from 2 s - (K - 1) / 4 on; two of them are new in each step
 //
-// Which tap an element of C is does not depend on the step or the place of the warp: one set of accumulators serves all.
-// At the end the warps' C are added in shared memory, in a fixed order, to the block's part of the workspace.
+// Which tap an element of C is does not depend on the step or the place of the warp: one set of accumulators serves
+// all. At the end the warps' C are added in shared memory, in a fixed order, to the block's part of the workspace.
 #pragma once
 
 #include <cstdint>
@@ -53,82 +53,97 @@ struct LaneRow {
 
     std::int64_t at;  // the first element, in plane 0
     int plane_size;
-    int depth;       // planes before this one are read, if not below 0; 0 where the row is outside
-    int first, end;  // the elements that are inside
-    int first_plane, last_plane;  // where a whole word might reach out of the tensor
+    int depth;               // planes before this one are read, if not below 0; 0 where the row is outside
+    unsigned inside[Pairs];  // the bits of each pair that are in the row
+    int whole_begin;         // from this plane on, so many may be read in whole words: what these reach beyond the
+    unsigned whole_count;    // row is in the tensor
 
     __device__ LaneRow(std::int64_t volumes, std::int64_t volume, int planes, int rows, int columns, int row,
                        int column, int planes_end)
         : at((volume * planes * rows + row) * columns + column),
           plane_size(rows * columns),
           depth(static_cast<unsigned>(row) < static_cast<unsigned>(rows) && column < columns ? min(planes, planes_end)
-                                                                                              : 0),
-          first(column < 0 ? -column : 0),
-          end(min(columns - column, 2 * Pairs)),
-          first_plane(volume == 0 && row == 0 ? 0 : -1),
-          last_plane(volume == volumes - 1 && row == rows - 1 ? planes - 1 : -1) {}
-
-    __device__ bool is_inside(int plane) const {
-        return static_cast<unsigned>(plane) < static_cast<unsigned>(depth);
+                                                                                             : 0),
+          whole_begin(volume == 0 ? 1 : 0),
+          whole_count(plane_size < 2 * kWords
+                          ? 0
+                          : static_cast<unsigned>(max(planes - (volume == volumes - 1 ? 1 : 0) - whole_begin, 0))) {
+#pragma unroll
+        for (int i = 0; i < Pairs; ++i) {
+            const auto has = [&](int element) {
+                return static_cast<unsigned>(column + element) < static_cast<unsigned>(columns);
+            };
+            if constexpr (Aligned) {  // all of a pair, and of four of them, or nothing
+                inside[i] = Pairs == 4 || has(2 * i) ? ~0u : 0u;
+            } else {
+                inside[i] = (has(2 * i) ? 0xffffu : 0u) | (has(2 * i + 1) ? 0xffff0000u : 0u);
+            }
+        }
     }
+
+    __device__ bool has_plane(int plane) const { return static_cast<unsigned>(plane) < static_cast<unsigned>(depth); }
 
     // Whether the first element is the upper half of a word.
-    __device__ int odd(const void* data, int plane) const {
+    __device__ bool is_odd(const void* data, int plane) const {
         const auto element = static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(data) / sizeof(T));
-        return static_cast<int>(
-            (element + static_cast<unsigned>(at) + static_cast<unsigned>(plane) * static_cast<unsigned>(plane_size)) &
-            1);
+        return ((element + static_cast<unsigned>(at) +
+                 static_cast<unsigned>(plane) * static_cast<unsigned>(plane_size)) &
+                1) != 0;
     }
 
-    // The words that hold the pairs of a plane, as they lie; zero where there is nothing.
+    // The words that hold the pairs of a plane, as they lie; zero where there is no plane.
     __device__ void load(const void* data, int plane, unsigned (&words)[kWords]) const {
 #pragma unroll
         for (int i = 0; i < kWords; ++i) words[i] = 0;
-        if (!is_inside(plane)) return;
+        if (!has_plane(plane)) return;
         const T* from = static_cast<const T*>(data) + (at + static_cast<std::int64_t>(plane) * plane_size);
         if constexpr (Aligned && Pairs == 4) {
             const auto elements = *reinterpret_cast<const Vector<T, 8>*>(from);
             std::memcpy(words, &elements, sizeof(words));
-        } else {
-            const int shift = Aligned ? 0 : odd(data, plane);
-            from -= shift;
-            if (!Aligned && (plane == first_plane || plane == last_plane)) {
-#pragma unroll
-                for (int i = 0; i < kWords; ++i) {
-                    T pair[2] = {from_float<T>(0.0f), from_float<T>(0.0f)};
-                    if (2 * i - shift >= first && 2 * i - shift < end) pair[0] = from[2 * i];
-                    if (2 * i + 1 - shift >= first && 2 * i + 1 - shift < end) pair[1] = from[2 * i + 1];
-                    words[i] = pack(pair[0], pair[1]);
-                }
-                return;
-            }
+        } else if constexpr (Aligned) {
 #pragma unroll
             for (int i = 0; i < kWords; ++i) {
-                if (2 * i + 1 - shift < first || 2 * i - shift >= end) continue;
-                const auto pair = *reinterpret_cast<const Vector<T, 2>*>(from + 2 * i);
-                std::memcpy(words + i, &pair, sizeof(pair));
+                if (inside[i] != 0) load_word(words[i], from + 2 * i);
+            }
+        } else {
+            const bool odd = is_odd(data, plane);
+            from -= odd ? 1 : 0;
+            if (static_cast<unsigned>(plane - whole_begin) < whole_count) {
+#pragma unroll
+                for (int i = 0; i < kWords; ++i) load_word(words[i], from + 2 * i);
+            } else {
+                load_elements(words, from, odd);
             }
         }
     }
 
-    // The pairs themselves. What else is in the words is cleared if `Clear`.
-    template <bool Clear>
+    __device__ static void load_word(unsigned& word, const T* from) {
+        const auto pair = *reinterpret_cast<const Vector<T, 2>*>(from);
+        std::memcpy(&word, &pair, sizeof(word));
+    }
+
+    // The same, of the elements in the row alone.
+    __device__ void load_elements(unsigned (&words)[kWords], const T* from, bool odd) const {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) {
+            const bool low =
+                odd ? i > 0 && inside[i > 0 ? i - 1 : 0] >> 31 != 0 : i < Pairs && (inside[i < Pairs ? i : 0] & 1) != 0;
+            const bool high =
+                i < Pairs && (odd ? (inside[i < Pairs ? i : 0] & 1) != 0 : inside[i < Pairs ? i : 0] >> 31 != 0);
+            T pair[2] = {from_float<T>(0.0f), from_float<T>(0.0f)};
+            if (low) pair[0] = from[2 * i];
+            if (high) pair[1] = from[2 * i + 1];
+            words[i] = pack(pair[0], pair[1]);
+        }
+    }
+
+    // The pairs themselves, as the words have them.
     __device__ void align(const void* data, int plane, const unsigned (&words)[kWords],
                           unsigned (&pairs)[Pairs]) const {
-        const unsigned selector = !Aligned && odd(data, plane) != 0 ? 0x5432 : 0x3210;
+        const unsigned selector = !Aligned && is_odd(data, plane) ? 0x5432 : 0x3210;
 #pragma unroll
         for (int i = 0; i < Pairs; ++i) {
             pairs[i] = Aligned ? words[i] : __byte_perm(words[i], words[Aligned ? i : i + 1], selector);
-        }
-        if constexpr (Clear) clear(plane, pairs);
-    }
-
-    __device__ void clear(int plane, unsigned (&pairs)[Pairs]) const {
-#pragma unroll
-        for (int i = 0; i < Pairs; ++i) {
-            const bool low = 2 * i >= first && 2 * i < end;
-            const bool high = Aligned ? low : 2 * i >= first && 2 * i + 1 < end;
-            pairs[i] &= !is_inside(plane) || !low ? 0u : high ? ~0u : 0xffffu;
         }
     }
 };
@@ -163,18 +178,22 @@ struct Asked {
 
     __device__ void take(const Row& row, const void* data, const AffineGradient& affine, const VolumeMap& map,
                          int plane, unsigned (&pairs)[Pairs]) const {
-        row.template align<!Aligned && !IsMapped>(data, plane, words, pairs);
+        row.align(data, plane, words, pairs);
         if constexpr (IsMapped) {
             unsigned others[Pairs];
-            row.template align<false>(affine.output, plane, outputs, others);
+            row.align(affine.output, plane, outputs, others);
 #pragma unroll
-            for (int i = 0; i < Pairs; ++i) pairs[i] = map.apply<T>(pairs[i], others[i]);
-            row.clear(plane, pairs);
+            for (int i = 0; i < Pairs; ++i) {
+                pairs[i] = row.has_plane(plane) ? map.apply<T>(pairs[i], others[i]) & row.inside[i] : 0;
+            }
+        } else if constexpr (!Aligned) {
+#pragma unroll
+            for (int i = 0; i < Pairs; ++i) pairs[i] &= row.inside[i];
         }
     }
 };
 
-template <int K, bool Aligned, Mapped Map>
+template <int K, bool SmallAligned, Mapped Map>
 struct StridedWeightGradient {
     static constexpr int kMostThreads = StridedWeightTile::kMostWarps * kWarpSize;
     static constexpr int kFirst = StridedWeightTile::first(K);
@@ -183,9 +202,9 @@ struct StridedWeightGradient {
     static constexpr int kSums = kHeld * 2 * 128;  // of a warp
 
     // Planes of x are asked for so many steps before they are multiplied, and those of g. A tensor that is computed is
-    // two, and takes its registers twice.
-    static constexpr int kAhead = Map == Mapped::large ? 2 : 4;
-    static constexpr int kSmallAhead = Map == Mapped::small ? 1 : 2;
+    // two, and takes its registers twice; one whose rows begin anywhere takes more, too.
+    static constexpr int kAhead = Map == Mapped::large || (Map == Mapped::small && !SmallAligned) ? 2 : 4;
+    static constexpr int kSmallAhead = Map == Mapped::small || !SmallAligned ? 1 : 2;
     static constexpr int kBlocksPerProcessor = 3;
 
     struct Shared {
@@ -226,14 +245,14 @@ struct StridedWeightGradient {
     }
 };
 
-template <typename T, int K, bool Aligned, Mapped Map>
-__global__ void __launch_bounds__(StridedWeightGradient<K, Aligned, Map>::kMostThreads,
-                                  StridedWeightGradient<K, Aligned, Map>::kBlocksPerProcessor)
+template <typename T, int K, bool LargeAligned, bool SmallAligned, Mapped Map>
+__global__ void __launch_bounds__(StridedWeightGradient<K, SmallAligned, Map>::kMostThreads,
+                                  StridedWeightGradient<K, SmallAligned, Map>::kBlocksPerProcessor)
     strided_weight_gradient(const __grid_constant__ StridedWeightParameters p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
     __trap();  // the planner does not come here
 #else
-    using Core = StridedWeightGradient<K, Aligned, Map>;
+    using Core = StridedWeightGradient<K, SmallAligned, Map>;
     constexpr int kAhead = Core::kAhead;
     constexpr int kSmallAhead = Core::kSmallAhead;
     constexpr int kHeld = Core::kHeld;
@@ -250,8 +269,8 @@ __global__ void __launch_bounds__(StridedWeightGradient<K, Aligned, Map>::kMostT
     const int begin = cut * tile.depth;
     const int end = pair_of_rows < tile.patches_h ? min(begin + tile.depth, tile.steps) : begin;
 
-    using OfLarge = Asked<T, 4, Aligned, Map == Mapped::large>;
-    using OfSmall = Asked<T, 3, Aligned, Map == Mapped::small>;
+    using OfLarge = Asked<T, 4, LargeAligned, Map == Mapped::large>;
+    using OfSmall = Asked<T, 3, SmallAligned, Map == Mapped::small>;
     const typename OfLarge::Row large(p.volumes, volume, p.large_d, p.large_h, p.large_w,
                                       2 * pair_of_rows + lane / 4 % 2, 32 * patch_w + 8 * (lane % 4), 4 * end);
     const bool has_row = lane / 8 < Core::kSpan;  // of A
@@ -323,37 +342,43 @@ __global__ void __launch_bounds__(StridedWeightGradient<K, Aligned, Map>::kMostT
 
     const typename Core::Shared shared(tile.warps);
     const std::int64_t part = (volume / p.channels * tile.tiles_d + cut) * tile.tiles_hw + number;
-    Core::store(acc, shared_array(shared.sums),
-                p.partial + (part * p.channels + volume % p.channels) * (K * K * K));
+    Core::store(acc, shared_array(shared.sums), p.partial + (part * p.channels + volume % p.channels) * (K * K * K));
 #endif
 }
 
-template <typename T, int K, bool Aligned>
+template <typename T, int K, bool LargeAligned, bool SmallAligned>
 cudaError_t launch_strided_weight_gradient_instance(const StridedWeightParameters& p, Mapped map, unsigned blocks,
                                                     cudaStream_t stream) {
-    const typename StridedWeightGradient<K, Aligned, Mapped::none>::Shared shared(p.tile.warps);
+    const typename StridedWeightGradient<K, SmallAligned, Mapped::none>::Shared shared(p.tile.warps);
     const LaunchShape shape{blocks, static_cast<unsigned>(p.tile.warps * kWarpSize), shared.layout.bytes(), stream};
     switch (map) {
         case Mapped::small:
-            return launch<strided_weight_gradient<T, K, Aligned, Mapped::small>>(shape, p);
+            return launch<strided_weight_gradient<T, K, LargeAligned, SmallAligned, Mapped::small>>(shape, p);
         case Mapped::large:
-            return launch<strided_weight_gradient<T, K, Aligned, Mapped::large>>(shape, p);
+            return launch<strided_weight_gradient<T, K, LargeAligned, SmallAligned, Mapped::large>>(shape, p);
         default:
-            return launch<strided_weight_gradient<T, K, Aligned, Mapped::none>>(shape, p);
+            return launch<strided_weight_gradient<T, K, LargeAligned, SmallAligned, Mapped::none>>(shape, p);
     }
+}
+
+// A large tensor of whole vectors has a small one of whole words; a transposed convolution's often has not.
+template <typename T, int K>
+cudaError_t launch_strided_weight_gradient_of_type(const StridedWeightParameters& p, Mapped map, unsigned blocks,
+                                                   cudaStream_t stream) {
+    if (!p.tile.small_aligned) {
+        return launch_strided_weight_gradient_instance<T, K, false, false>(p, map, blocks, stream);
+    }
+    return p.tile.large_aligned ? launch_strided_weight_gradient_instance<T, K, true, true>(p, map, blocks, stream)
+                                : launch_strided_weight_gradient_instance<T, K, false, true>(p, map, blocks, stream);
 }
 
 // One instance a kernel size, each in a file of its own.
 template <int K>
-cudaError_t launch_strided_weight_gradient_of_size(ScalarType type, bool aligned, Mapped map,
-                                                   const StridedWeightParameters& p, unsigned blocks,
-                                                   cudaStream_t stream) {
-    if (type == ScalarType::float16) {
-        return aligned ? launch_strided_weight_gradient_instance<__half, K, true>(p, map, blocks, stream)
-                       : launch_strided_weight_gradient_instance<__half, K, false>(p, map, blocks, stream);
-    }
-    return aligned ? launch_strided_weight_gradient_instance<__nv_bfloat16, K, true>(p, map, blocks, stream)
-                   : launch_strided_weight_gradient_instance<__nv_bfloat16, K, false>(p, map, blocks, stream);
+cudaError_t launch_strided_weight_gradient_of_size(ScalarType type, Mapped map, const StridedWeightParameters& p,
+                                                   unsigned blocks, cudaStream_t stream) {
+    return type == ScalarType::float16
+               ? launch_strided_weight_gradient_of_type<__half, K>(p, map, blocks, stream)
+               : launch_strided_weight_gradient_of_type<__nv_bfloat16, K>(p, map, blocks, stream);
 }
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d

@@ -3,7 +3,7 @@
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-template cudaError_t launch_strided_weight_gradient_of_size<3>(ScalarType, bool, Mapped,
-                                                               const StridedWeightParameters&, unsigned, cudaStream_t);
+template cudaError_t launch_strided_weight_gradient_of_size<3>(ScalarType, Mapped, const StridedWeightParameters&,
+                                                               unsigned, cudaStream_t);
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d
