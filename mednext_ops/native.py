@@ -59,6 +59,9 @@ _HIDDEN = (
     "Tensor input, Tensor mean, Tensor rstd, Tensor norm_weight, Tensor norm_bias, Tensor expand_weight, "
     "Tensor? expand_bias, Tensor compress_weight"
 )
+_BOTTLENECK_WEIGHTS = (
+    "Tensor norm_weight, Tensor norm_bias, Tensor expand_weight, Tensor? expand_bias, Tensor compress_weight"
+)
 #: The fields of backends.problem.InvertedBottleneckGradients; empty where nobody asked for one.
 _BOTTLENECK_GRADIENTS = (
     "Tensor grad, Tensor grad_sum, Tensor grad_dot_normalized, Tensor expand_weight, Tensor expand_bias, "
@@ -80,6 +83,8 @@ SCHEMAS = (
     f"depthwise_conv3d_statistics(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, int num_groups, float eps) "
     "-> (Tensor output, Tensor mean, Tensor rstd)",
     "group_norm_gradient(Tensor grad, Tensor output, Tensor scale, Tensor slope, Tensor offset) -> Tensor",
+    "group_norm_input_gradient(Tensor grad_sum, Tensor grad_dot_normalized, Tensor mean, Tensor rstd, Tensor weight, "
+    "int voxels) -> (Tensor scale, Tensor slope, Tensor offset)",
     f"depthwise_conv3d_backward_data({_GRADIENT}, Tensor weight, int[3] input_size, {_GEOMETRY}, Tensor? add) "
     "-> Tensor",
     f"depthwise_conv3d_backward_weight({_GRADIENT}, Tensor input, int[3] kernel_size, {_GEOMETRY}) -> Tensor",
@@ -88,6 +93,16 @@ SCHEMAS = (
     f"inverted_bottleneck_backward(Tensor grad_output, {_HIDDEN}, Tensor? grn_gamma, Tensor? grn_beta, "
     "bool needs_input, bool needs_norm, bool needs_expand, bool needs_compress, bool needs_grn) "
     f"-> ({_BOTTLENECK_GRADIENTS})",
+    f"bottleneck_weights(Tensor input, {_BOTTLENECK_WEIGHTS}) "
+    "-> (Tensor folded, Tensor bias, Tensor expand, Tensor compress)",
+    "bottleneck_normalized(Tensor input, Tensor mean, Tensor rstd) -> Tensor",
+    "bottleneck_hidden_(Tensor(a!) preactivation, Tensor bias) -> ()",
+    "bottleneck_hidden_gradient_(Tensor(a!) preactivation, Tensor(b!) grad, Tensor bias) -> Tensor",
+    "bottleneck_output(Tensor product, Tensor? bias, Tensor? residual, int[3] size, int[3] stride, int[3] front) "
+    "-> Tensor",
+    "bottleneck_expansion_gradients(Tensor hidden_sums, Tensor hidden_normalized, Tensor norm_weight, "
+    "Tensor norm_bias, Tensor expand_weight) "
+    "-> (Tensor grad_sum, Tensor grad_dot_normalized, Tensor grad_weight, Tensor grad_bias)",
     f"inverted_bottleneck_with_gain({_HIDDEN_WITH_GAIN}, Tensor compress_weight, Tensor? compress_bias, Tensor? gain, "
     "Tensor? residual) -> Tensor",
     f"inverted_bottleneck_response(Tensor? grad_output, {_HIDDEN_WITH_GAIN}) "

@@ -11,11 +11,13 @@ from mednext_ops.backends.cuda_kernels import CudaKernels
 
 __all__ = [
     "NAME",
+    "bottleneck_output",
     "depthwise_conv3d",
     "depthwise_conv3d_backward",
     "depthwise_conv3d_statistics",
     "group_norm",
     "group_norm_backward",
+    "group_norm_input_gradient",
     "group_norm_statistics",
     "inverted_bottleneck",
     "inverted_bottleneck_backward",
@@ -56,9 +58,11 @@ _kernels = _Cuda("cuda", native.NAMESPACE, "cuda")
 supports = _kernels.declined
 group_norm = _kernels.group_norm
 group_norm_backward = _kernels.group_norm_backward
+group_norm_input_gradient = _kernels.group_norm_input_gradient
 group_norm_statistics = _kernels.group_norm_statistics
 depthwise_conv3d = _kernels.depthwise_conv3d
 depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics
 depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward
 inverted_bottleneck = _kernels.inverted_bottleneck
 inverted_bottleneck_backward = _kernels.inverted_bottleneck_backward
+bottleneck_output = _kernels.bottleneck_output

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mednext_ops import native
+from mednext_ops.backends import cuda_products
 from mednext_ops.backends.problem import (
     ConvGeometry,
     GroupNormGradient,
@@ -22,11 +23,13 @@ __all__ = ["CudaKernels"]
 
 _OPS = frozenset(
     {
+        "bottleneck_output",
         "depthwise_conv3d",
         "depthwise_conv3d_backward",
         "depthwise_conv3d_statistics",
         "group_norm",
         "group_norm_backward",
+        "group_norm_input_gradient",
         "group_norm_statistics",
         "inverted_bottleneck",
         "inverted_bottleneck_backward",
@@ -64,6 +67,8 @@ class CudaKernels(ABC):
             return f"it has no kernel for {problem.dtype}"
         if len(problem.shape) != 5:
             return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
+        if problem.op == "bottleneck_output" and (problem.dtype == torch.float32 or problem.channels_last):
+            return "it completes outputs of 16 bits, contiguous ones"
         if problem.op.startswith("inverted_bottleneck"):
             return self._declined_bottleneck(problem)
         return None
@@ -71,18 +76,20 @@ class CudaKernels(ABC):
     def _declined_bottleneck(self, problem: Problem) -> str | None:
         if problem.dtype == torch.float32:
             return f"its {problem.op} runs on tensor cores, in 16 bits: for float32 the products of torch are as fast"
-        architecture = self.architecture()
-        if architecture < 80:
-            return f"its {problem.op} needs the tensor cores of sm_80 and newer, this is sm_{architecture}"
         channels = problem.shape[1], problem.hidden_channels or 0, problem.out_channels or 0
-        fits = native.library_functions(self._library).mednext_ops_inverted_bottleneck_fits
         grn, backward = "grn" in problem.flags, problem.op.endswith("backward")
-        if not fits(*map(ctypes.c_int64, channels), *map(ctypes.c_int, (grn, backward, architecture))):
-            return (
-                f"{channels[0]} channels, {channels[1]} hidden and {channels[2]} output channels{' with GRN' * grn} do "
-                f"not fit the registers and shared memory of sm_{architecture}: large products are cuBLAS's"
-            )
-        return None
+        if self._is_fused(channels, grn, backward) or not (grn or problem.channels_last):
+            return None
+        kind = " with GRN" if grn else " in channels_last_3d"
+        return (
+            f"{channels[0]} channels, {channels[1]} hidden and {channels[2]} output channels do not fit the registers "
+            f"and shared memory of sm_{self.architecture()}, and around torch's products it has no kernels{kind}"
+        )
+
+    def _is_fused(self, channels: tuple[int, int, int], grn: bool, backward: bool) -> bool:
+        """Whether one kernel takes C input, R hidden and O output channels."""
+        fits = native.library_functions(self._library).mednext_ops_inverted_bottleneck_fits
+        return bool(fits(*map(ctypes.c_int64, channels), *map(ctypes.c_int, (grn, backward, self.architecture()))))
 
     @property
     def _native(self) -> Any:
@@ -179,7 +186,12 @@ class CudaKernels(ABC):
         grn: Grn | None,
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
-        """input [N, C, D, H, W], expand_weight [H, C], compress_weight [O, H] -> [N, O, D, H, W], dtype kept."""
+        """input [N, C, D, H, W], expand_weight [R, C], compress_weight [O, R] -> [N, O, D, H, W], dtype kept."""
+        if not self._is_fused((input.shape[1], *expand_weight.shape[:1], *compress_weight.shape[:1]), bool(grn), False):
+            return cuda_products.forward(
+                self._native, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
+                compress_bias, residual,
+            )  # fmt: skip
         return self._native.inverted_bottleneck(
             input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight, compress_bias,
             *(grn or (None, None)), residual,
@@ -200,6 +212,11 @@ class CudaKernels(ABC):
         needs: InvertedBottleneckNeeds,
     ) -> InvertedBottleneckGradients:
         """The gradients that ``needs`` names, from the forward's inputs alone; those of parameters in float32."""
+        if not self._is_fused((input.shape[1], *expand_weight.shape[:1], *compress_weight.shape[:1]), bool(grn), True):
+            return cuda_products.backward(
+                self._native, grad_output, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias,
+                compress_weight, needs,
+            )  # fmt: skip
         found = self._native.inverted_bottleneck_backward(
             grad_output, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
             *(grn or (None, None)), *needs,
@@ -208,6 +225,28 @@ class CudaKernels(ABC):
         compress = needs.compress or grn is not None
         wanted = (needs.input, *[hidden] * 4, *[compress] * 2, *[grn is not None] * 2)
         return InvertedBottleneckGradients(*(t if want else None for t, want in zip(found, wanted, strict=True)))
+
+    def bottleneck_output(
+        self,
+        output: torch.Tensor,
+        residual: torch.Tensor | None,
+        stride: tuple[int, int, int],
+        front: tuple[int, int, int],
+    ) -> torch.Tensor:
+        """``output`` [N, O, D, H, W], plus ``residual`` at every stride-th voxel, behind ``front`` planes of zeros."""
+        return self._native.bottleneck_output(output.flatten(2), None, residual, output.shape[2:], stride, front)
+
+    def group_norm_input_gradient(
+        self,
+        grad_sum: torch.Tensor,
+        grad_dot_normalized: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+        weight: torch.Tensor,
+        voxels: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scale, slope and offset [N, C] of a :class:`GroupNormGradient`, from the sums [N, C] of the gradient."""
+        return self._native.group_norm_input_gradient(grad_sum, grad_dot_normalized, mean, rstd, weight, voxels)
 
 
 def _is_read_often(g: ConvGeometry) -> bool:

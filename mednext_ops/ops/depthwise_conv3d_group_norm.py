@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mednext_ops import backends
-from mednext_ops.backends import ConvGeometry
+from mednext_ops.backends import ConvGeometry, GroupNormGradient
 from mednext_ops.formulas import accumulation_dtype, bias_gradient, group_norm_gradient
 from mednext_ops.ops.arguments import autocast_to, check_group_count, check_input, check_parameter
 from mednext_ops.ops.convolution import convolve, convolve_backward
@@ -25,7 +25,7 @@ from mednext_ops.ops.library import (
     problem_of,
 )
 
-__all__ = ["bias_before_norm", "convolve_with_statistics", "depthwise_conv3d_group_norm"]
+__all__ = ["bias_before_norm", "convolve_with_statistics", "depthwise_conv3d_group_norm", "gradient_before_norm"]
 
 ACTIVATIONS = (None, "gelu")
 
@@ -53,6 +53,24 @@ def convolve_with_statistics(
         return fused.depthwise_conv3d_statistics(input, weight, bias, geometry, num_groups, eps)
     output = convolve(input, weight, bias, geometry)
     return output, *statistics(output, num_groups, eps)
+
+
+def gradient_before_norm(
+    grad: torch.Tensor,
+    convolved: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: torch.Tensor,
+    grad_sum: torch.Tensor,
+    grad_dot_normalized: torch.Tensor,
+) -> GroupNormGradient:
+    """:func:`formulas.group_norm_gradient`, its maps by one kernel where a backend has that."""
+    fused = backends.choose_fused(problem_of("group_norm_input_gradient", convolved, num_groups=mean.shape[1]))
+    if fused is None:
+        return group_norm_gradient(grad, convolved, mean, rstd, norm_weight, grad_sum, grad_dot_normalized)
+    voxels = convolved.shape[2:].numel()
+    maps = fused.group_norm_input_gradient(grad_sum, grad_dot_normalized, mean, rstd, norm_weight, voxels)
+    return GroupNormGradient(grad, convolved, *maps)
 
 
 def _geometry(weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int]) -> ConvGeometry:
@@ -97,7 +115,7 @@ def _backward_op(
     grad, grad_sum, grad_dot = backends.run(
         problem, grad_output, convolved, mean, rstd, norm_weight, norm_bias, activation
     )
-    gradient = group_norm_gradient(grad, convolved, mean, rstd, norm_weight, grad_sum, grad_dot)
+    gradient = gradient_before_norm(grad, convolved, mean, rstd, norm_weight, grad_sum, grad_dot)
     data = weight_gradient = None
     if needs_input or needs_weight:
         geometry = _geometry(weight, stride, padding)

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from mednext_ops import backends
 from mednext_ops.backends import ConvGeometry, InvertedBottleneckNeeds, memory_format_of
 from mednext_ops.formulas import (
     accumulation_dtype,
     bias_gradient,
-    group_norm_gradient,
     over_samples,
     pointwise,
     pointwise_weight_gradient,
@@ -31,9 +31,16 @@ from mednext_ops.ops.arguments import (
 )
 from mednext_ops.ops.convolution import convolve, convolve_backward
 from mednext_ops.ops.depthwise_conv3d import convolution_geometry
-from mednext_ops.ops.depthwise_conv3d_group_norm import bias_before_norm, convolve_with_statistics
+from mednext_ops.ops.depthwise_conv3d_group_norm import bias_before_norm, convolve_with_statistics, gradient_before_norm
 from mednext_ops.ops.inverted_bottleneck import bottleneck, bottleneck_backward, bottleneck_parameters
-from mednext_ops.ops.library import define_op, differentiate, empty_like_format, given, not_twice_differentiable
+from mednext_ops.ops.library import (
+    define_op,
+    differentiate,
+    empty_like_format,
+    given,
+    not_twice_differentiable,
+    problem_of,
+)
 
 __all__ = ["mednext_block"]
 
@@ -114,12 +121,23 @@ def _forward(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.
         convolved, mean, rstd, p.norm_weight, p.norm_bias, p.expand_weight, p.expand_bias, p.compress_weight, bias,
         p.grn, added,
     )  # fmt: skip
-    if residual and form == "up":
-        layout.strided(output).add_(pointwise(given(p.residual_weight), input))
-    if any(layout.front()):
-        d, h, w = layout.front()
-        output = F.pad(output, (w, 0, h, 0, d, 0)).contiguous(memory_format=memory_format_of(input))
+    if form == "up":
+        output = _completed(output, pointwise(given(p.residual_weight), input) if residual else None, layout)
     return output, input.new_empty((0,)) if recompute else convolved, mean, rstd
+
+
+def _completed(output: torch.Tensor, residual: torch.Tensor | None, layout: _Layout) -> torch.Tensor:
+    """An up block's output with its residual, which is on every stride-th voxel, and the zero planes."""
+    front, memory_format = layout.front(), memory_format_of(output)
+    fused = backends.choose_fused(problem_of("bottleneck_output", output))
+    if fused is not None:
+        return fused.bottleneck_output(output, residual, layout.geometry.stride, front)
+    if residual is not None:
+        layout.strided(output).add_(residual)
+    if not any(front):
+        return output
+    d, h, w = front
+    return F.pad(output, (w, 0, h, 0, d, 0)).contiguous(memory_format=memory_format)
 
 
 def _forward_fake(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -171,7 +189,7 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
             "norm_bias": None if inner.grad_sum is None else over_samples(inner.grad_sum),
         }
     if below_norm:
-        gradient = group_norm_gradient(
+        gradient = gradient_before_norm(
             given(inner.grad),
             convolved,
             mean,

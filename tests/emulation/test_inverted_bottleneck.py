@@ -334,14 +334,19 @@ def problem(shape, dtype=torch.bfloat16, **details) -> Problem:
 
 def test_what_no_kernel_takes_is_declined_with_a_reason(emulated):
     assert emulated.supports(problem((64, 256, 64))) is None
-    assert "not fit the registers and shared memory of sm_90" in emulated.supports(problem((256, 512, 256)))
+    assert emulated.supports(problem((256, 512, 256))) is None  # products of torch, with kernels between them
+    reason = "not fit the registers and shared memory of sm_90"
+    assert reason in emulated.supports(problem((256, 512, 256), channels_last=True))
+    assert f"{reason}, and around torch's products it has no kernels with GRN" in emulated.supports(
+        problem((256, 512, 256), flags=frozenset({"grn"}))
+    )
     assert "tensor cores" in emulated.supports(problem((32, 64, 32), torch.float32))
     assert emulated.supports(problem((32, 64, 32), channels_last=True)) is None
     with emulated.architecture(75):
-        assert "sm_80 and newer" in emulated.supports(problem((32, 64, 32)))
+        assert "of sm_75" in emulated.supports(problem((32, 64, 32), channels_last=True))
     with emulated.architecture(86):
-        assert emulated.supports(problem((64, 256, 64))) is None
-        assert "not fit" in emulated.supports(problem((64, 512, 64)))
+        assert emulated.supports(problem((64, 256, 64), channels_last=True)) is None
+        assert "not fit" in emulated.supports(problem((64, 512, 64), channels_last=True))
 
 
 @pytest.mark.parametrize(

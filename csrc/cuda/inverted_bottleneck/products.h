@@ -1,0 +1,93 @@
+// What lies around the products of a bottleneck too wide for the fused kernels, where the products are a library's.
+//
+// A *row* is a channel of a sample. Rows of tensors that products read are `pitch` apart, a multiple of kAlignedVoxels,
+// whatever V is: a library's kernels for rows that begin anywhere take several times as long.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstdint>
+
+#include "../common/parameter.h"
+#include "../common/scalar_type.h"
+
+namespace mednext_ops::cuda::inverted_bottleneck {
+
+constexpr std::int64_t kAlignedVoxels = 8;
+
+// The weights as 16-bit products want them. GroupNorm's own weight and bias go into the expansion: they know nothing of
+// the mean, so that nothing cancels, and weight times gamma is rounded once.
+struct WeightsProblem {
+    ScalarType type;  // of the results that are of 16 bits
+    std::int64_t channels, hidden, outputs;
+    Parameter norm_weight, norm_bias;      // [C]
+    Parameter expand_weight, expand_bias;  // [R, C], [R] or null
+    Parameter compress_weight;             // [O, R]
+    void* folded;                          // [R, C]: expand_weight diag(norm_weight)
+    float* bias;                           // [R]: expand_weight norm_bias + expand_bias
+    void* expand;                          // [R, C]
+    void* compress;                        // [O, R]
+};
+
+cudaError_t launch_weights(const WeightsProblem& problem, cudaStream_t stream);
+
+// result[n, c, v] = (input[n, c, v] - mean) rstd, and zero from V to the pitch.
+struct NormalizedProblem {
+    ScalarType type;
+    std::int64_t batch, channels, voxels, groups, pitch;
+    const void* input;  // [N, C, V]
+    const float* mean;  // [N, G], as is rstd
+    const float* rstd;
+    void* result;  // [N, C, pitch]
+};
+
+cudaError_t launch_normalized(const NormalizedProblem& problem, cudaStream_t stream);
+
+// preactivation becomes h = gelu(preactivation + bias). With a gradient of h that becomes one of the preactivation, and
+// `sums` [N, R] those of it over its row. Lengths of rows are multiples of kAlignedVoxels.
+struct HiddenProblem {
+    ScalarType type;
+    std::int64_t batch, hidden, length;
+    const float* bias;    // [R]
+    void* preactivation;  // [N, R, length]
+    void* grad;           // the same, or null
+};
+
+cudaError_t launch_hidden(const HiddenProblem& problem, cudaStream_t stream);
+
+// Partial sums of a row; `workspace` has room for as many rows.
+std::int64_t hidden_parts(const HiddenProblem& problem);
+cudaError_t launch_hidden_gradient(const HiddenProblem& problem, float* workspace, float* sums, cudaStream_t stream);
+
+// output[front + v] = product[v] + bias + residual[v / stride], the last where every axis of v is a multiple of the
+// stride; zero in the `front` planes of each axis.
+struct OutputProblem {
+    ScalarType type;
+    std::int64_t batch, channels, pitch;
+    std::array<std::int64_t, 3> size, stride, front;  // D, H, W; `size` is the product's
+    const void* product;                              // [N, O, pitch]
+    Parameter bias;                                   // [O], or null
+    const void* residual;                             // [N, O, ceil(size / stride)], or null
+    void* output;                                     // [N, O, size + front]
+};
+
+cudaError_t launch_output(const OutputProblem& problem, cudaStream_t stream);
+
+// What follows from two sums over the voxels of the preactivation's gradient: alone, s [N, R], and times the normalised
+// input, G [N, R, C].
+struct ExpansionProblem {
+    std::int64_t batch, channels, hidden;
+    const float* hidden_sums;          // s
+    const float* hidden_normalized;    // G
+    Parameter norm_weight, norm_bias;  // gamma, beta [C]
+    Parameter expand_weight;           // W [R, C]
+    float* grad_sum;                   // [N, C]: W^T s
+    float* grad_dot_normalized;        // [N, C]: diag(W^T G)
+    float* grad_weight;                // [R, C]: sum over n of G diag(gamma) + s beta^T
+    float* grad_bias;                  // [R]: sum over n of s
+};
+
+cudaError_t launch_expansion(const ExpansionProblem& problem, cudaStream_t stream);
+
+}  // namespace mednext_ops::cuda::inverted_bottleneck

@@ -1,0 +1,249 @@
+"""The inverted bottleneck of many channels on the emulation: a library's products, and our kernels between them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import mednext_ops as ops
+from mednext_ops.backends import cuda_products
+from mednext_ops.backends.problem import InvertedBottleneckNeeds
+from mednext_ops.formulas import expansion_gradients, group_norm_gradient
+
+from ..ops.eager import Block
+from .test_inverted_bottleneck import DTYPES, Case, check_backward, check_forward, problem
+
+# Too wide for the fused kernels, as middle and deep stages are, down and up blocks too, and one of odd numbers.
+WIDE = [(128, 512, 128), (256, 512, 256), (136, 272, 264), (256, 512, 128), (131, 77, 45)]
+SIZES = [(4, 4, 8), (3, 5, 7), (1, 1, 1)]
+
+
+@pytest.fixture
+def native(emulated):
+    return emulated._kernels._native
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("shape", WIDE)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_ones_are_within_twice_of_eager(emulated, dtype, shape, size):
+    assert emulated.supports(problem(shape, dtype)) is None
+    case = Case.draw(shape, size, 2, dtype)
+    if size == (1, 1, 1):  # of one voxel the norm is its bias alone
+        check_forward(emulated, case)
+    else:
+        check_forward(emulated, case)
+        check_backward(emulated, case)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
+def test_wide_ones_take_parameters_of_both_types_and_lack_what_may_lack(emulated, parameters, batch):
+    case = Case.draw((128, 512, 128), (3, 4, 5), batch, torch.bfloat16, parameters, residual=False)
+    case = replace(case, expand_bias=None, compress_bias=None)
+    check_forward(emulated, case)
+    check_backward(emulated, replace(case, compress_bias=torch.zeros(128)))
+
+
+@pytest.mark.parametrize("shift", [0.0, 50.0])
+def test_extreme_norms(emulated, shift):
+    """A mean far above the deviation must not cancel, nor a gamma of zero divide."""
+    case = Case.draw((128, 512, 128), (4, 4, 7), 2, torch.bfloat16)
+    case.input[:] += shift
+    case.norm_weight[::3] = 0
+    check_forward(emulated, case)
+    check_backward(emulated, case)
+
+
+@pytest.mark.parametrize("size", [(4, 4, 8), (3, 5, 7)])
+def test_tiles_of_the_hidden_tensor_make_the_same_result(emulated, monkeypatch, size):
+    case = Case.draw((128, 512, 128), size, 2, torch.bfloat16)
+    grad_output = torch.randn(2, 128, *size).bfloat16()
+    whole, gradients = case.fused(emulated), case.fused_gradients(emulated, grad_output)
+    monkeypatch.setattr(cuda_products, "TILE_ELEMENTS", 2 * 512 * 40)
+    assert torch.equal(case.fused(emulated), whole)
+    tiled = case.fused_gradients(emulated, grad_output)
+    assert torch.equal(tiled.grad, gradients.grad)
+    for name, a, b in zip(tiled._fields, tiled, gradients, strict=True):
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("field", InvertedBottleneckNeeds._fields[:4])
+def test_one_gradient_alone_has_the_same_bits(emulated, field):
+    case = Case.draw((128, 512, 128), (3, 4, 5), 2, torch.bfloat16)
+    grad_output = torch.randn(2, 128, 3, 4, 5).bfloat16()
+    everything = case.fused_gradients(emulated, grad_output, InvertedBottleneckNeeds(True, True, True, True, False))
+    needs = InvertedBottleneckNeeds(*(name == field for name in InvertedBottleneckNeeds._fields))
+    alone = case.fused_gradients(emulated, grad_output, needs)
+    names = {"input": "grad", "norm": "grad_sum", "expand": "expand_weight", "compress": "compress_bias"}
+    assert torch.equal(getattr(alone, names[field]), getattr(everything, names[field]))
+    assert (alone.grad is None) == (field != "input")
+    assert (alone.compress_weight is None) == (field != "compress")
+
+
+def test_an_empty_batch(emulated):
+    case = Case.draw((128, 512, 128), (2, 2, 8), 0, torch.bfloat16)
+    case.statistics = lambda: (torch.zeros(0, 128), torch.ones(0, 128))
+    assert case.fused(emulated).shape == (0, 128, 2, 2, 8)
+    found = case.fused_gradients(emulated, torch.zeros(0, 128, 2, 2, 8).bfloat16())
+    assert found.grad.shape == (0, 128, 2, 2, 8)
+    assert not any(t.any() for t in (found.expand_weight, found.expand_bias, found.compress_weight))
+
+
+@pytest.mark.parametrize("form", ["regular", "down", "up"])
+def test_wide_blocks_have_the_same_bits_in_every_order(emulated, form):
+    stride = (1, 1, 1) if form == "regular" else (2, 2, 2)
+    block = Block.random(form, (3, 3, 3), (3, 4, 5), 1, 128, 128, False, dtype=torch.bfloat16, device="cpu")
+    grad_output = torch.randn_like(block.eager(form, stride, 128)).detach()
+
+    def run() -> list[torch.Tensor]:
+        with ops.use_backend("emulated", "reference"):
+            ours = block.ours(form, stride, 128)
+            return [ours, *torch.autograd.grad(ours, list(block.tensors().values()), grad_output)]
+
+    first = run()
+    with emulated.thread_order("shuffled", seed=3):
+        assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
+
+
+@pytest.mark.parametrize("length", [8, 1024, 1032, 4104])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hidden_is_gelu_of_the_sum_and_its_gradient_comes_with_sums(native, dtype, length):
+    preactivation, bias = torch.randn(2, 5, length).to(dtype), torch.randn(5)
+    grad = torch.randn(2, 5, length).to(dtype)
+    exact = (preactivation.double() + bias.double()[:, None]).requires_grad_()
+    exact_hidden = F.gelu(exact)
+    (exact_grad,) = torch.autograd.grad(exact_hidden, exact, grad.double())
+    forward = preactivation.clone()
+    native.bottleneck_hidden_(forward, bias)
+    sums = native.bottleneck_hidden_gradient_(preactivation, grad, bias)
+    step = 1.25 * (2**-8 if dtype == torch.bfloat16 else 2**-11)  # a little more than half a unit in the last place
+    assert torch.equal(forward, preactivation)
+    torch.testing.assert_close(forward.double(), exact_hidden.detach(), rtol=step, atol=1e-5)
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=step, atol=1e-4)
+    torch.testing.assert_close(sums.double(), grad.double().sum(2), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 4, 8), (3, 5, 7), (7, 7, 7), (1, 1, 1)])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
+@pytest.mark.parametrize("front", [(0, 0, 0), (1, 1, 1), (0, 1, 1), (2, 0, 3)])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_output_is_the_sum_behind_zeros(native, size, stride, front, with_residual):
+    voxels = size[0] * size[1] * size[2]
+    product = torch.randn(2, 3, voxels + 5).bfloat16()
+    bias = torch.randn(3)
+    sparse = [-(-n // s) for n, s in zip(size, stride, strict=True)]
+    residual = torch.randn(2, 3, *sparse).bfloat16() if with_residual else None
+    right = product[:, :, :voxels].reshape(2, 3, *size).float() + bias[:, None, None, None]
+    if residual is not None:
+        right[:, :, :: stride[0], :: stride[1], :: stride[2]] += residual.float()
+    right = F.pad(right, (front[2], 0, front[1], 0, front[0], 0)).bfloat16()
+    assert torch.equal(native.bottleneck_output(product, bias, residual, size, stride, front), right)
+    if not with_residual:
+        plain = native.bottleneck_output(product, None, None, size, stride, front)
+        interior = plain[:, :, front[0] :, front[1] :, front[2] :]
+        assert torch.equal(interior, product[:, :, :voxels].reshape(2, 3, *size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_folded_once_rounded(native, dtype):
+    norm_weight, norm_bias, expand, compress = torch.randn(37), torch.randn(37), torch.randn(50, 37), torch.randn(9, 50)
+    for expand_bias in (None, torch.randn(50)):
+        folded, bias, rounded, compressed = native.bottleneck_weights(
+            torch.empty(0, dtype=dtype), norm_weight, norm_bias, expand, expand_bias, compress
+        )
+        assert torch.equal(folded, (expand * norm_weight).to(dtype))
+        assert torch.equal(rounded, expand.to(dtype)) and torch.equal(compressed, compress.to(dtype))
+        right = expand.double() @ norm_bias.double() + (0 if expand_bias is None else expand_bias)
+        torch.testing.assert_close(bias.double(), right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (3, 70, 45), (2, 33, 64)])
+def test_expansion_gradients_are_the_formulas(native, shape):
+    batch, hidden, channels = shape
+    sums, normalized = torch.randn(batch, hidden), torch.randn(batch, hidden, channels)
+    norm_weight, norm_bias, expand = torch.randn(channels), torch.randn(channels), torch.randn(hidden, channels)
+    found = native.bottleneck_expansion_gradients(sums, normalized, norm_weight, norm_bias, expand)
+    right = expansion_gradients(*(t.double() for t in (sums, normalized, expand, norm_weight, norm_bias)))
+    for name, ours in zip(("grad_sum", "grad_dot_normalized", "expand_weight", "expand_bias"), found, strict=True):
+        torch.testing.assert_close(ours.double(), right[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("groups", [1, 6, 90])
+@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
+def test_the_map_of_a_norms_gradient(native, groups, parameters):
+    channels, voxels = 90, 5 * 6 * 7
+    sums, dots = torch.randn(2, channels), torch.randn(2, channels)
+    mean, rstd = torch.randn(2, groups), torch.rand(2, groups) + 0.5
+    weight = torch.randn(channels).to(parameters)
+    found = native.group_norm_input_gradient(sums, dots, mean, rstd, weight, voxels)
+    output = torch.empty(2, channels, 5, 6, 7)
+    wide = (t.double() for t in (mean, rstd, weight, sums, dots))
+    right = group_norm_gradient(output, output, *wide)
+    for ours, exact in zip(found, right[2:], strict=True):
+        torch.testing.assert_close(ours.double(), exact.expand(2, channels), rtol=1e-5, atol=1e-7)
+
+
+def test_a_wide_block_takes_few_launches(emulated):
+    """What PyTorch launches around our kernels is what a step of small volumes waits for."""
+    calls: list[str] = []
+
+    class Calls(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append(function._schema.name)
+            return function(*args, **(kwargs or {}))
+
+    case = Case.draw((128, 512, 128), (4, 4, 8), 1, torch.bfloat16)
+    grad_output = torch.randn(1, 128, 4, 4, 8).bfloat16()
+    statistics = case.statistics()
+    case.statistics = lambda: statistics
+    with Calls():
+        case.fused(emulated)
+    launches = [c for c in calls if c.startswith("mednext_ops") or c in ("aten::mm", "aten::bmm")]
+    assert len(launches) == 6
+    assert not {"aten::add", "aten::add_", "aten::copy_", "aten::_to_copy", "aten::cat"} & set(calls)
+    calls.clear()
+    with Calls():
+        case.fused_gradients(emulated, grad_output)
+    launches = [c for c in calls if c.startswith("mednext_ops") or c in ("aten::mm", "aten::bmm", "aten::sum")]
+    assert len(launches) == 10
+    assert not {"aten::add", "aten::add_", "aten::copy_", "aten::mul", "aten::zeros"} & set(calls)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 7), t(5).float()), "multiples of 8 voxels"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 8).float(), t(5).float()), "must be float16 or bfloat16"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 8), t(6).float()), r"bias must be \[5\], got \[6\]"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 16)[:, :, ::2], t(5).float()), "must be contiguous"),
+        (lambda n, t: n.bottleneck_hidden_gradient_(t(2, 5, 8), t(2, 4, 8), t(5).float()), r"grad must be \[2, 5, 8\]"),
+        (lambda n, t: n.bottleneck_hidden_gradient_(t(2, 5, 8), t(2, 5, 8).half(), t(5).float()), "of one type"),
+        (lambda n, t: n.bottleneck_normalized(t(2, 4, 1, 1, 8), t(2, 4), t(2, 4)), "mean must be float32"),
+        (lambda n, t: n.bottleneck_normalized(t(2, 4, 1, 1, 8), t(2, 3).float(), t(2, 3).float()), "divisor"),
+        (lambda n, t: n.bottleneck_output(t(2, 4, 8), None, None, [2, 2, 3], [1] * 3, [0] * 3), "are shorter than"),
+        (lambda n, t: n.bottleneck_output(t(2, 4, 8), None, None, [2, 2, 2], [0] * 3, [0] * 3), "stride must be"),
+        (
+            lambda n, t: n.bottleneck_output(t(2, 4, 8), None, t(2, 4, 2, 2, 2), [2, 2, 2], [2] * 3, [0] * 3),
+            r"residual must be \[2, 4, 1, 1, 1\]",
+        ),
+        (lambda n, t: n.bottleneck_output(t(2, 4, 8), t(5), None, [2, 2, 2], [1] * 3, [0] * 3), r"bias must be \[4\]"),
+        (lambda n, t: n.bottleneck_weights(t(1), t(3), t(4), t(5, 4), None, t(2, 5)), r"norm_weight must be \[4\]"),
+        (lambda n, t: n.bottleneck_weights(t(1), t(4), t(4), t(5, 4), None, t(2, 6)), r"compress_weight must be"),
+        (
+            lambda n, t: n.group_norm_input_gradient(*[t(2, 4).float()] * 4, t(4), 0),
+            "voxels must be positive",
+        ),
+        (
+            lambda n, t: n.bottleneck_expansion_gradients(t(2, 5), t(2, 5, 4).float(), t(4), t(4), t(5, 4)),
+            "hidden_sums must be float32",
+        ),
+    ],
+)
+def test_bad_input_gives_a_sentence(native, call, sentence):
+    with pytest.raises(RuntimeError, match=sentence):
+        call(native, lambda *sizes: torch.ones(sizes, dtype=torch.bfloat16))
