@@ -24,12 +24,18 @@ __all__ = [
     "per_channel",
     "pointwise",
     "pointwise_weight_gradient",
+    "widest_dtype",
 ]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of statistics, sums and weight gradients: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """float64, but on a device that has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def per_channel(statistic: torch.Tensor, channels: int) -> torch.Tensor:
@@ -114,11 +120,13 @@ class GlobalResponse:
     """
 
     def __init__(self, square_sums: torch.Tensor, gamma: torch.Tensor) -> None:
-        self.gamma = gamma.to(square_sums.dtype)
-        self.norm = square_sums.sqrt()  # [N, R]
+        # In float64: one number stands for all voxels of a channel, so that its error does not average out.
+        self.dtype, wide = square_sums.dtype, widest_dtype(square_sums.device)
+        self.gamma = gamma.to(wide)
+        self.norm = square_sums.to(wide).sqrt()  # [N, R]
         self.denominator = self.norm.mean(1, keepdim=True) + GRN_EPS  # [N, 1]
         self.normalized = self.norm / self.denominator
-        self.gain = 1 + self.gamma * self.normalized
+        self.gain = (1 + self.gamma * self.normalized).to(self.dtype)
 
     def slope(self, dot: torch.Tensor) -> torch.Tensor:
         """[N, R]: the gradient of h is ``gain * grad + slope * h``, where ``dot = sum_v grad * h`` [N, R]."""
@@ -126,7 +134,7 @@ class GlobalResponse:
         mean_part = (grad_normalized * self.norm).mean(1, keepdim=True) / self.denominator.square()
         grad_norm = grad_normalized / self.denominator - mean_part
         # The norm's gradient is h / norm, and zero where h is zero throughout.
-        return torch.where(self.norm > 0, grad_norm / self.norm, 0)
+        return torch.where(self.norm > 0, grad_norm / self.norm, 0).to(self.dtype)
 
 
 def expansion_gradients(
@@ -164,11 +172,11 @@ def compression_gradients(
         return {"compress_weight": over_samples(output_hidden), "compress_bias": sums}
     by_gain = over_samples(output_hidden * response.gain[:, None])
     # The sum over the voxels of the hidden gradient times h: the compression is linear.
-    hidden_dot = (output_hidden * compress).sum(1)
+    hidden_dot = (output_hidden * compress.to(widest_dtype(compress.device))).sum(1)
     return {
         "compress_weight": torch.addr(by_gain, sums, grn_beta.to(sums.dtype)),
         "compress_bias": sums,
-        "grn_gamma": over_samples(response.normalized * hidden_dot),
+        "grn_gamma": over_samples(response.normalized * hidden_dot).to(sums.dtype),
         "grn_beta": sums @ compress,
     }
 

@@ -26,6 +26,7 @@ from mednext_ops.formulas import (
     per_channel,
     pointwise,
     pointwise_weight_gradient,
+    widest_dtype,
 )
 
 __all__ = ["inverted_bottleneck", "inverted_bottleneck_backward"]
@@ -115,7 +116,7 @@ def inverted_bottleneck_backward(
             accumulate_compression(grads[:, :, tile].to(hidden.dtype), h)
         response = GlobalResponse(square_sums, grn[0])
         # The sum over the voxels of the hidden gradient times h, without a pass over them: the compression is linear.
-        slope = response.slope((output_hidden * compress).sum(1))
+        slope = response.slope((output_hidden * compress.to(widest_dtype(input.device))).sum(1))
     for tile, preactivation, h in hidden.tiles() if needs_hidden or (needs.compress and grn is None) else ():
         g = grads[:, :, tile].to(hidden.dtype)
         if needs.compress and grn is None:
