@@ -1,7 +1,8 @@
-"""1x1x1 convolutions of stem and heads: PyTorch's modules, which on a CPU compute as what they are, matrix products.
+"""1x1x1 convolutions of stem and heads: PyTorch's modules, which compute as what they are, matrix products.
 
-PyTorch's own 1x1x1 convolutions copy their input into columns and convert whole volumes between memory formats: on a
-CPU a head takes several times as long as its product, in backward above all.
+PyTorch's own 1x1x1 convolutions copy their input into columns and convert whole volumes between memory formats: a head
+takes several times as long as its product, in backward above all. On a CPU the product is torch's, on a GPU, where one
+side has few channels, ``mednext_ops.pointwise_conv3d``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+import mednext_ops as ops
 
 __all__ = ["PointwiseConv3d", "PointwiseConvTranspose3d"]
 
@@ -23,18 +26,21 @@ def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
     return product.view(x.shape[0], weight.shape[0], *x.shape[2:])
 
 
-def _is_product(module: Any, x: Any) -> bool:
-    """Whether a module called with ``x`` is a product here; if not, or if it must refuse ``x``, PyTorch goes on."""
-    return (
-        isinstance(x, torch.Tensor)
-        and x.device.type == "cpu"
-        and x.dim() == 5
-        and x.shape[1] == module.in_channels
-        and x.numel() > 0
-        and (x.dtype == module.weight.dtype or torch.is_autocast_enabled("cpu"))
-        and not torch.compiler.is_exporting()  # an exported graph keeps its convolutions
-        and not torch.onnx.is_in_onnx_export()
-    )
+def _product(module: Any, x: Any) -> Any:
+    """The function that computes a module called with ``x`` as a product; None where PyTorch goes on, or refuses."""
+    if not isinstance(x, torch.Tensor) or x.dim() != 5 or x.shape[1] != module.in_channels or x.numel() == 0:
+        return None
+    kind = x.device.type
+    if kind not in ("cpu", "cuda") or x.device != module.weight.device:
+        return None
+    if x.dtype != module.weight.dtype and not torch.is_autocast_enabled(kind):
+        return None
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+        return None  # a recorded graph keeps its convolutions
+    if kind == "cpu":
+        return pointwise
+    few = min(module.in_channels, module.out_channels) <= 8
+    return ops.pointwise_conv3d if few and x.dtype in (torch.float32, torch.float16, torch.bfloat16) else None
 
 
 class PointwiseConv3d(nn.Conv3d):
@@ -52,9 +58,8 @@ class PointwiseConv3d(nn.Conv3d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, out_channels, D, H, W] of ``x`` [N, in_channels, D, H, W]."""
-        if not _is_product(self, x):
-            return super().forward(x)
-        return pointwise(x, self.weight.flatten(1), self.bias)
+        product = _product(self, x)
+        return super().forward(x) if product is None else product(x, self.weight.flatten(1), self.bias)
 
 
 class PointwiseConvTranspose3d(nn.ConvTranspose3d):
@@ -72,9 +77,10 @@ class PointwiseConvTranspose3d(nn.ConvTranspose3d):
 
     def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """[N, out_channels, D, H, W] of ``x`` [N, in_channels, D, H, W]."""
-        if output_size is not None or not _is_product(self, x):
+        product = None if output_size is not None else _product(self, x)
+        if product is None:
             return super().forward(x, output_size)
-        return pointwise(x, self.weight.flatten(1).t(), self.bias)
+        return product(x, self.weight.flatten(1).t(), self.bias)
 
 
 STEM: dict[int, Any] = {2: lambda channels, width: nn.Conv2d(channels, width, 1), 3: PointwiseConv3d}

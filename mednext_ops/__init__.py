@@ -16,6 +16,7 @@ from mednext_ops.ops.depthwise_conv_transpose3d import depthwise_conv_transpose3
 from mednext_ops.ops.group_norm_statistics import group_norm_statistics
 from mednext_ops.ops.inverted_bottleneck import inverted_bottleneck
 from mednext_ops.ops.mednext_block import mednext_block
+from mednext_ops.ops.pointwise_conv3d import pointwise_conv3d
 
 __all__ = [
     "available_backends",
@@ -26,5 +27,6 @@ __all__ = [
     "inverted_bottleneck",
     "mednext_block",
     "nn",
+    "pointwise_conv3d",
     "use_backend",
 ]

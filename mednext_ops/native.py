@@ -103,6 +103,9 @@ SCHEMAS = (
     "bottleneck_expansion_gradients(Tensor hidden_sums, Tensor hidden_normalized, Tensor norm_weight, "
     "Tensor norm_bias, Tensor expand_weight) "
     "-> (Tensor grad_sum, Tensor grad_dot_normalized, Tensor grad_weight, Tensor grad_bias)",
+    "pointwise_conv3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
+    "pointwise_conv3d_backward(Tensor grad_output, Tensor input, Tensor weight, bool needs_input, "
+    "bool needs_parameters) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
     f"inverted_bottleneck_with_gain({_HIDDEN_WITH_GAIN}, Tensor compress_weight, Tensor? compress_bias, Tensor? gain, "
     "Tensor? residual) -> Tensor",
     f"inverted_bottleneck_response(Tensor? grad_output, {_HIDDEN_WITH_GAIN}) "

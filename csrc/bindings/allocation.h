@@ -64,4 +64,11 @@ inline torch::stable::Tensor copied(const torch::stable::Tensor& tensor, torch::
     return allocated(sizes, tensor, [&] { return torch::stable::contiguous(tensor, format); });
 }
 
+// The tensor's values in the same layout, in memory of its own: where an allocator lets tensors begin.
+inline torch::stable::Tensor cloned(const torch::stable::Tensor& tensor) {
+    std::vector<std::int64_t> sizes;
+    for (std::int64_t i = 0; i < tensor.dim(); ++i) sizes.push_back(tensor.size(i));
+    return allocated(sizes, tensor, [&] { return torch::stable::clone(tensor); });
+}
+
 }  // namespace mednext_ops::bindings

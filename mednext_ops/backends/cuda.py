@@ -21,6 +21,8 @@ __all__ = [
     "group_norm_statistics",
     "inverted_bottleneck",
     "inverted_bottleneck_backward",
+    "pointwise_conv3d",
+    "pointwise_conv3d_backward",
     "supports",
     "unavailable",
 ]
@@ -49,6 +51,7 @@ def unavailable() -> str | None:
 
 
 class _Cuda(CudaKernels):
+    @functools.cache  # noqa: B019
     def architecture(self) -> int:
         capabilities = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
         return min(10 * major + minor for major, minor in capabilities)
@@ -66,3 +69,5 @@ depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward
 inverted_bottleneck = _kernels.inverted_bottleneck
 inverted_bottleneck_backward = _kernels.inverted_bottleneck_backward
 bottleneck_output = _kernels.bottleneck_output
+pointwise_conv3d = _kernels.pointwise_conv3d
+pointwise_conv3d_backward = _kernels.pointwise_conv3d_backward

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -33,6 +35,8 @@ _OPS = frozenset(
         "group_norm_statistics",
         "inverted_bottleneck",
         "inverted_bottleneck_backward",
+        "pointwise_conv3d",
+        "pointwise_conv3d_backward",
     }
 )
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -71,6 +75,8 @@ class CudaKernels(ABC):
             return "it completes outputs of 16 bits, contiguous ones"
         if problem.op.startswith("inverted_bottleneck"):
             return self._declined_bottleneck(problem)
+        if problem.op.startswith("pointwise_conv3d"):
+            return _declined_pointwise(problem)
         return None
 
     def _declined_bottleneck(self, problem: Problem) -> str | None:
@@ -88,8 +94,7 @@ class CudaKernels(ABC):
 
     def _is_fused(self, channels: tuple[int, int, int], grn: bool, backward: bool) -> bool:
         """Whether one kernel takes C input, R hidden and O output channels."""
-        fits = native.library_functions(self._library).mednext_ops_inverted_bottleneck_fits
-        return bool(fits(*map(ctypes.c_int64, channels), *map(ctypes.c_int, (grn, backward, self.architecture()))))
+        return _fits(self._library, channels, grn, backward, self.architecture())
 
     @property
     def _native(self) -> Any:
@@ -236,6 +241,21 @@ class CudaKernels(ABC):
         """``output`` [N, O, D, H, W], plus ``residual`` at every stride-th voxel, behind ``front`` planes of zeros."""
         return self._native.bottleneck_output(output.flatten(2), None, residual, output.shape[2:], stride, front)
 
+    def pointwise_conv3d(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """input [N, C, D, H, W], weight [O, C], bias [O] -> [N, O, D, H, W] in the input's dtype."""
+        return self._native.pointwise_conv3d(input, weight, bias)
+
+    def pointwise_conv3d_backward(
+        self,
+        grad_output: torch.Tensor,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        needs_input: bool,
+        needs_parameters: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradients of the input, the weight and the bias, the last two in float32; empty where not asked for."""
+        return self._native.pointwise_conv3d_backward(grad_output, input, weight, needs_input, needs_parameters)
+
     def group_norm_input_gradient(
         self,
         grad_sum: torch.Tensor,
@@ -247,6 +267,20 @@ class CudaKernels(ABC):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scale, slope and offset [N, C] of a :class:`GroupNormGradient`, from the sums [N, C] of the gradient."""
         return self._native.group_norm_input_gradient(grad_sum, grad_dot_normalized, mean, rstd, weight, voxels)
+
+
+def _declined_pointwise(problem: Problem) -> str | None:
+    channels = problem.shape[1], problem.out_channels or 0
+    voxels = math.prod(problem.shape[2:])
+    if problem.channels_last or voxels % 8 or not 0 < min(channels) <= 8 or not problem.shape[0]:
+        return "its pointwise_conv3d takes at most 8 channels on one side, contiguous, and voxels in multiples of 8"
+    return None
+
+
+@functools.cache
+def _fits(library: str, channels: tuple[int, int, int], grn: bool, backward: bool, architecture: int) -> bool:
+    fits = native.library_functions(library).mednext_ops_inverted_bottleneck_fits
+    return bool(fits(*map(ctypes.c_int64, channels), *map(ctypes.c_int, (grn, backward, architecture))))
 
 
 def _is_read_often(g: ConvGeometry) -> bool:

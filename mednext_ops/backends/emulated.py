@@ -29,6 +29,8 @@ __all__ = [
     "group_norm_statistics",
     "inverted_bottleneck",
     "inverted_bottleneck_backward",
+    "pointwise_conv3d",
+    "pointwise_conv3d_backward",
     "supports",
     "thread_order",
     "unavailable",
@@ -115,3 +117,5 @@ depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward
 inverted_bottleneck = _kernels.inverted_bottleneck
 inverted_bottleneck_backward = _kernels.inverted_bottleneck_backward
 bottleneck_output = _kernels.bottleneck_output
+pointwise_conv3d = _kernels.pointwise_conv3d
+pointwise_conv3d_backward = _kernels.pointwise_conv3d_backward

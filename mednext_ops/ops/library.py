@@ -29,7 +29,7 @@ def define_op(schema: str, implementation: Callable[..., Any], fake: Callable[..
     @functools.wraps(implementation)
     def below_autocast(*args: Any) -> Any:
         # Subclasses that only carry metadata (MONAI's MetaTensor) are plain tensors to a kernel.
-        args = tuple(arg.as_subclass(torch.Tensor) if isinstance(arg, torch.Tensor) else arg for arg in args)
+        args = tuple(map(_plain, args))
         device = next(arg.device.type for arg in args if isinstance(arg, torch.Tensor))
         if not torch.is_autocast_enabled(device):
             return implementation(*args)
@@ -39,6 +39,12 @@ def define_op(schema: str, implementation: Callable[..., Any], fake: Callable[..
     _library.impl(name, below_autocast, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mednext_ops::{name}", fake, lib=_library)
     return getattr(torch.ops.mednext_ops, name).default
+
+
+def _plain(argument: Any) -> Any:
+    if type(argument) is torch.Tensor or not isinstance(argument, torch.Tensor):
+        return argument
+    return argument.as_subclass(torch.Tensor)
 
 
 def differentiate(op: Any, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None) -> None:

@@ -102,6 +102,7 @@ __global__ void __launch_bounds__(kThreads) prepare_weights(const __grid_constan
     const std::int64_t number = warp_number();
     if (number < p.hidden) {
         float sum = 0.0f;
+#pragma unroll 4
         for (std::int64_t c = lane; c < p.channels; c += kWarpSize) {
             const std::int64_t at = number * p.channels + c;
             const float weight = load_parameter(p.expand_weight, at);
@@ -116,6 +117,7 @@ __global__ void __launch_bounds__(kThreads) prepare_weights(const __grid_constan
         return;
     }
     const std::int64_t end = p.outputs * p.hidden;
+#pragma unroll
     for (int i = 0; i < kVector; ++i) {
         const std::int64_t at = (number - p.hidden) * kStep + i * kWarpSize + lane;
         if (at < end) static_cast<T*>(p.compress)[at] = from_float<T>(load_parameter(p.compress_weight, at));
@@ -268,43 +270,45 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) place_rows(cons
 
 // ---- what follows from the sums ----
 
-constexpr int kColumnWarps = 16;
-constexpr int kColumnThreads = kColumnWarps * kWarpSize;
+constexpr int kSumThreads = 512;
+constexpr int kColumns = 8;  // of a block: as many as share a sector of memory, so that many blocks share the sums
+constexpr int kRowsAtOnce = kSumThreads / kColumns;
 
-// A block owns 32 channels of a sample, its warps share the hidden ones: blocks of columns. After them an element of
-// the weights' gradients a thread.
-__global__ void __launch_bounds__(kColumnThreads)
+// A block owns eight channels of a sample, its threads share the hidden ones: blocks of columns. After them an element
+// of the weights' gradients a thread.
+__global__ void __launch_bounds__(kSumThreads, 2)
     expansion_gradients(const __grid_constant__ ExpansionProblem p, unsigned blocks_of_columns) {
-    const int lane = threadIdx.x % kWarpSize;
-    const int warp = threadIdx.x / kWarpSize;
-    MEDNEXT_OPS_SHARED(of_warp, double[2][kColumnWarps][kWarpSize]);
+    MEDNEXT_OPS_SHARED(of_row, double[2][kRowsAtOnce][kColumns]);
     if (blockIdx.x < blocks_of_columns) {
-        const auto columns = static_cast<unsigned>((p.channels + kWarpSize - 1) / kWarpSize);
-        const std::int64_t sample = blockIdx.x / columns;
-        const std::int64_t c = std::int64_t{blockIdx.x % columns} * kWarpSize + lane;
+        const int column = threadIdx.x % kColumns;
+        const int row = threadIdx.x / kColumns;
+        const auto blocks = static_cast<unsigned>((p.channels + kColumns - 1) / kColumns);
+        const std::int64_t sample = blockIdx.x / blocks;
+        const std::int64_t c = std::int64_t{blockIdx.x % blocks} * kColumns + column;
         double sum = 0.0;
         double dot = 0.0;
         if (c < p.channels) {
 #pragma unroll 4
-            for (std::int64_t r = warp; r < p.hidden; r += kColumnWarps) {
+            for (std::int64_t r = row; r < p.hidden; r += kRowsAtOnce) {
                 const double weight = load_parameter(p.expand_weight, r * p.channels + c);
                 sum += weight * p.hidden_sums[sample * p.hidden + r];
                 dot += weight * p.hidden_normalized[(sample * p.hidden + r) * p.channels + c];
             }
         }
-        of_warp[0][warp][lane] = sum;
-        of_warp[1][warp][lane] = dot;
-        __syncthreads();
-        if (warp != 0 || c >= p.channels) return;
-        for (int other = 1; other < kColumnWarps; ++other) {
-            sum += of_warp[0][other][lane];
-            dot += of_warp[1][other][lane];
+        of_row[0][row][column] = sum;
+        of_row[1][row][column] = dot;
+        for (int distance = kRowsAtOnce / 2; distance > 0; distance /= 2) {
+            __syncthreads();
+            if (row >= distance) continue;
+            of_row[0][row][column] += of_row[0][row + distance][column];
+            of_row[1][row][column] += of_row[1][row + distance][column];
         }
-        p.grad_sum[sample * p.channels + c] = static_cast<float>(sum);
-        p.grad_dot_normalized[sample * p.channels + c] = static_cast<float>(dot);
+        if (row != 0 || c >= p.channels) return;
+        p.grad_sum[sample * p.channels + c] = static_cast<float>(of_row[0][0][column]);
+        p.grad_dot_normalized[sample * p.channels + c] = static_cast<float>(of_row[1][0][column]);
         return;
     }
-    const std::int64_t i = std::int64_t{blockIdx.x - blocks_of_columns} * kColumnThreads + threadIdx.x;
+    const std::int64_t i = std::int64_t{blockIdx.x - blocks_of_columns} * kSumThreads + threadIdx.x;
     const std::int64_t weights = p.hidden * p.channels;
     if (i >= weights + p.hidden) return;
     double sum = 0.0;
@@ -386,11 +390,11 @@ cudaError_t launch_output(const OutputProblem& p, cudaStream_t stream) {
 }
 
 cudaError_t launch_expansion(const ExpansionProblem& p, cudaStream_t stream) {
-    const std::int64_t columns = p.batch * ceil_div(p.channels, kWarpSize);
-    const std::int64_t blocks = columns + ceil_div(p.hidden * (p.channels + 1), kColumnThreads);
+    const std::int64_t columns = p.batch * ceil_div(p.channels, kColumns);
+    const std::int64_t blocks = columns + ceil_div(p.hidden * (p.channels + 1), kSumThreads);
     if (blocks == 0) return cudaSuccess;
     if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
-    return launch<expansion_gradients>({static_cast<unsigned>(blocks), kColumnThreads, 0, stream}, p,
+    return launch<expansion_gradients>({static_cast<unsigned>(blocks), kSumThreads, 0, stream}, p,
                                        static_cast<unsigned>(columns));
 }
 
