@@ -75,7 +75,7 @@ def test_the_same_bits_in_every_order_and_wherever_the_tensors_begin(emulated, c
 
 
 def test_only_what_is_asked_for_is_made(emulated):
-    x, weight, bias, grad = draw((32, 3), (2, 4, 8), 1, torch.bfloat16)
+    x, weight, _, grad = draw((32, 3), (2, 4, 8), 1, torch.bfloat16)
     everything = emulated.pointwise_conv3d_backward(grad, x, weight, True, True)
     data, nothing, none = emulated.pointwise_conv3d_backward(grad, x, weight, True, False)
     assert torch.equal(data, everything[0]) and nothing.numel() == none.numel() == 0

@@ -52,6 +52,7 @@ def calls(dtype, memory_format, parameter_dtype):
             (x, *conv, *norm, ONES, ONES, 2, 1e-5, "gelu"),
         ),
         "inverted_bottleneck": (space.inverted_bottleneck, (x, mean, rstd, *norm, *mlp, *grn, grad)),
+        "pointwise_conv3d": (space.pointwise_conv3d, (x, t["expand_weight"], t["expand_bias"])),
         "mednext_block": (
             space.mednext_block,
             (x, *conv, *norm, *mlp, None, None, *grn, "regular", ONES, True, C, 1e-5, False),
@@ -72,6 +73,7 @@ NAMES = [
     "group_norm_statistics",
     "depthwise_conv3d_group_norm",
     "inverted_bottleneck",
+    "pointwise_conv3d",
     "mednext_block",
     "mednext_block, recomputing",
 ]
