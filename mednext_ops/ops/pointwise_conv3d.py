@@ -39,7 +39,7 @@ def _forward_fake(input: Any, weight: Any, bias: Any) -> torch.Tensor:
 def _backward_op(
     grad_output: Any, input: Any, weight: Any, needs_input: bool, needs_parameters: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of the input, the weight and the bias, of parameters in the weight's dtype; empty where not asked for."""
+    """Gradients of the input, the weight and the bias, the last two in the weight's dtype; empty if not asked for."""
     kernels = _kernels("pointwise_conv3d_backward", input, weight)
     if kernels is not None:
         data, *parameters = kernels.pointwise_conv3d_backward(grad_output, input, weight, needs_input, needs_parameters)
