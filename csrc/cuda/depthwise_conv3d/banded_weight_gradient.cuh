@@ -55,9 +55,9 @@ struct OperandRow {
     int row, kw;
 };
 
-template <typename T, int KD, int K, bool Boxes>
+template <typename T, int KD, int K>
 struct BandedWeightGradient {
-    using Ring = PlaneRing<T, Boxes ? Fills::boxes : Fills::all, 2>;
+    using Ring = PlaneRing<T, Fills::all, 2>;
     static constexpr int kRows = WeightGradientTile::patch_rows(K);
     static constexpr int kPatches = WeightGradientTile::most_patches(KD);
     static constexpr int kMostThreads = WeightGradientTile::kMostWarps * kWarpSize;
@@ -172,24 +172,29 @@ struct BandedWeightGradient {
 
     // ---- multiply ----
 
-    // A plane of g comes to place Newest of those held, and a plane of x meets all of them.
+    // A plane of g comes to place Newest of those held.
     template <int Newest>
-    __device__ static void step(float (&acc)[kSets][KD][4], unsigned (&held)[kPatches][KD][2], bool has_large,
-                                const unsigned char* large, bool has_small, const unsigned char* small,
+    __device__ static void hold(unsigned (&held)[kPatches][KD][2], bool has_small, const unsigned char* small,
                                 const Places& places, const WeightGradientParameters& p) {
-        const int patches = p.tile.patches;
-        const auto large_step = static_cast<unsigned>(kRows * p.large_planes.row_pitch * 16);
         const auto small_step = static_cast<unsigned>(kRows * p.small_planes.row_pitch * 16);
 #pragma unroll
         for (int q = 0; q < kPatches; ++q) {
-            if (q >= patches) continue;
+            if (q >= p.tile.patches) continue;
             if (has_small) {
                 load_words(held[q][Newest], small + places.small + q * small_step);
             } else {
                 held[q][Newest][0] = held[q][Newest][1] = 0;
             }
         }
-        if (!has_large) return;
+    }
+
+    // A plane of x meets all planes of g that are held, the newest of them in place Newest.
+    template <int Newest>
+    __device__ static void multiply(float (&acc)[kSets][KD][4], const unsigned (&held)[kPatches][KD][2],
+                                    const unsigned char* large, const Places& places,
+                                    const WeightGradientParameters& p) {
+        const int patches = p.tile.patches;
+        const auto large_step = static_cast<unsigned>(kRows * p.large_planes.row_pitch * 16);
         // The next patch's words are on their way while this one is multiplied; the last one is loaded again.
         unsigned a[2][4];
         const SecondRow second = second_row(p);
@@ -244,34 +249,63 @@ struct BandedWeightGradient {
             partial[tap] = sum;
         }
     }
+
+    __device__ static void store_all(float (&acc)[kSets][KD][4], float* sums, float* partial) {
+#pragma unroll
+        for (int kd = 0; kd < KD; ++kd) {
+#pragma unroll
+            for (int set = 1; set < kSets; ++set) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) acc[0][kd][i] += acc[set][kd][i];
+            }
+            store(acc[0][kd], sums, partial + kd * K * K);
+        }
+    }
 };
 
-template <typename T, int KD, int K, bool Boxes>
-__global__ void __launch_bounds__(BandedWeightGradient<T, KD, K, Boxes>::kMostThreads,
-                                  BandedWeightGradient<T, KD, K, Boxes>::kBlocksPerProcessor)
+// Where a block is in the volumes.
+struct WeightGradientPlace {
+    std::int64_t volume;  // n * C + c
+    int number;           // of the tile in its volume; neighbours along W and H, which share a halo, run together
+    int d0, d1, h0, w0;   // of the large tensor
+
+    __device__ WeightGradientPlace(const WeightGradientParameters& p, int kernel_h) {
+        const WeightGradientTile& tile = p.tile;
+        volume = blockIdx.x / tile.tiles();
+        number = blockIdx.x % tile.tiles();
+        w0 = number % tile.tiles_w * tile.columns();
+        h0 = number / tile.tiles_w % tile.tiles_h * tile.rows(kernel_h);
+        d0 = number / tile.tiles_w / tile.tiles_h * tile.depth;
+        d1 = min(d0 + tile.depth, p.large.d);
+    }
+
+    __device__ float* partial(const WeightGradientParameters& p, int taps) const {
+        const std::int64_t part = volume / p.channels * p.tile.tiles() + number;
+        return p.partial + (part * p.channels + volume % p.channels) * taps;
+    }
+};
+
+// Planes by any fill: two rings that walk together, a barrier of the block a step.
+template <typename T, int KD, int K>
+__global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
+                                  BandedWeightGradient<T, KD, K>::kBlocksPerProcessor)
     banded_weight_gradient(const __grid_constant__ WeightGradientParameters p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
     __trap();  // the planner does not come here
 #else
-    using Core = BandedWeightGradient<T, KD, K, Boxes>;
-    const WeightGradientTile& tile = p.tile;
-    const std::int64_t volume = blockIdx.x / tile.tiles();  // n * C + c
-    const int number = blockIdx.x % tile.tiles();  // neighbours along W and H, which share a halo, run together
-    const int w0 = number % tile.tiles_w * tile.columns();
-    const int h0 = number / tile.tiles_w % tile.tiles_h * tile.rows(K);
-    const int d0 = number / tile.tiles_w / tile.tiles_h * tile.depth;
-    const int d1 = min(d0 + tile.depth, p.large.d);
-
+    using Core = BandedWeightGradient<T, KD, K>;
+    const WeightGradientPlace place(p, K);
     const typename Core::Shared shared(p.large_planes, p.small_planes, static_cast<int>(blockDim.x));
 
     // Step z has plane z of x, from d0 on, and plane z + pd of g; the KD - 1 steps before bring g alone.
     using Ring = typename Core::Ring;
-    const int begin = d0 - KD + 1;
+    const int begin = place.d0 - KD + 1;
     Ring large(p.large, p.large_planes, shared_array(shared.large), shared_array(shared.large_full),
-               shared_array(shared.large_table), volume, h0, w0 - WeightGradientTile::kLargeHalo, begin, d0, d1);
+               shared_array(shared.large_table), place.volume, place.h0, place.w0 - WeightGradientTile::kLargeHalo,
+               begin, place.d0, place.d1);
     Ring small(p.small, p.small_planes, shared_array(shared.small), shared_array(shared.small_full),
-               shared_array(shared.small_table), volume, h0 + p.pad_h - K + 1, w0, begin + p.pad_d, begin + p.pad_d,
-               d1 + p.pad_d);
+               shared_array(shared.small_table), place.volume, place.h0 + p.pad_h - K + 1, place.w0, begin + p.pad_d,
+               begin + p.pad_d, place.d1 + p.pad_d);
     Ring::start(large, small);
     __syncthreads();
 
@@ -279,7 +313,7 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K, Boxes>::kMostTh
     float acc[Core::kSets][KD][4] = {};
     unsigned held[Core::kPatches][KD][2];
     int newest = 0;
-    for (int z = begin; z < d1; ++z) {
+    for (int z = begin; z < place.d1; ++z) {
         const bool has_large = large.is_inside();
         const bool has_small = small.is_inside();
         large.arrive();
@@ -288,44 +322,217 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K, Boxes>::kMostTh
         const unsigned char* large_plane = large.turn();
         const unsigned char* small_plane = small.turn();
         Core::at_place(newest, [&]<int Newest>() {
-            Core::template step<Newest>(acc, held, has_large, large_plane, has_small, small_plane, places, p);
+            Core::template hold<Newest>(held, has_small, small_plane, places, p);
+            if (has_large) Core::template multiply<Newest>(acc, held, large_plane, places, p);
         });
         newest = newest + 1 == KD ? 0 : newest + 1;
     }
     large.finish();
     small.finish();
-
-    float* const sums = shared_array(shared.sums);
-    const std::int64_t part = volume / p.channels * tile.tiles() + number;
-    float* partial = p.partial + (part * p.channels + volume % p.channels) * (KD * K * K);
-#pragma unroll
-    for (int kd = 0; kd < KD; ++kd) {
-#pragma unroll
-        for (int set = 1; set < Core::kSets; ++set) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) acc[0][kd][i] += acc[set][kd][i];
-        }
-        Core::store(acc[0][kd], sums, partial + kd * K * K);
-    }
+    Core::store_all(acc, shared_array(shared.sums), place.partial(p, KD * K * K));
 #endif
 }
 
-template <typename T, int KD, int K, bool Boxes>
-cudaError_t launch_banded_weight_gradient_instance(const WeightGradientParameters& p, unsigned blocks,
-                                                   cudaStream_t stream) {
-    const int threads = p.tile.warps() * kWarpSize;
-    const typename BandedWeightGradient<T, KD, K, Boxes>::Shared shared(p.large_planes, p.small_planes, threads);
-    return launch<banded_weight_gradient<T, KD, K, Boxes>>(
-        {blocks, static_cast<unsigned>(threads), shared.layout.bytes(), stream}, p);
+// Planes by the copy engine, and no barrier of the block: a warp waits for the planes of its step, reads them, says so,
+// and goes on. The warps take turns at asking for the planes further on, into the places that all have read a step
+// ago. A gradient that is not written out (g; Mapped) is computed by the lanes that read it.
+template <typename T, int KD, int K, bool Mapped>
+struct BoxedWeightGradient {
+    using Core = BandedWeightGradient<T, KD, K>;
+
+    // In shared memory: a warp needs it once a step, and registers are what this kernel has least of.
+    struct alignas(16) Map {
+        float scale, slope, offset, unused;
+
+        __device__ unsigned operator()(unsigned grads, unsigned outputs) const {
+            float grad[2];
+            float output[2];
+            unpack<T>(grads, grad[0], grad[1]);
+            unpack<T>(outputs, output[0], output[1]);
+            return round_pair<T>(fmaf(scale, grad[0], fmaf(slope, output[0], offset)),
+                                 fmaf(scale, grad[1], fmaf(slope, output[1], offset)));
+        }
+    };
+
+    struct Shared {
+        SharedLayout layout;
+        SharedArray<unsigned char> planes;  // of each stage: x, g, and with Mapped what g is computed from
+        SharedArray<float> sums;
+        SharedArray<std::uint64_t> full, read;
+        SharedArray<Map> map;
+
+        constexpr Shared(const WeightGradientParameters& p)
+            : planes(layout.array<unsigned char>(p.tile.stages * stage_bytes(p), 128)),
+              sums(layout.array<float>(WeightGradientTile::kMostWarps * 16 * 8)),
+              full(layout.array<std::uint64_t>(p.tile.stages)),
+              read(layout.array<std::uint64_t>(p.tile.stages)),
+              map(layout.array<Map>(1)) {}
+    };
+
+    __host__ __device__ static constexpr int stage_bytes(const WeightGradientParameters& p) {
+        return p.large_planes.plane_bytes() + (Mapped ? 2 : 1) * p.small_planes.plane_bytes();
+    }
+
+    // Asks for the planes of step `z`, as far as they are in the volume. One thread.
+    __device__ static void ask(const WeightGradientParameters& p, const WeightGradientPlace& place, int z,
+                               unsigned char* stage, std::uint64_t* full) {
+        const bool has_large = is_large(place, z);
+        const bool has_small = is_small(p, z);
+        const int large_bytes = has_large ? p.large_planes.rows * p.large_planes.row_pitch * 16 : 0;
+        const int small_bytes = has_small ? p.small_planes.rows * p.small_planes.row_pitch * 16 : 0;
+        mbarrier_arrive_and_expect(full, static_cast<unsigned>(large_bytes + (Mapped ? 2 : 1) * small_bytes));
+        const auto volume = static_cast<int>(place.volume);
+        if (has_large) {
+            const int at[kTensorRank] = {place.w0 - WeightGradientTile::kLargeHalo, place.h0, z, volume, 0};
+            load_box(stage, &p.large.box, at, full);
+        }
+        if (has_small) {
+            const int at[kTensorRank] = {place.w0, place.h0 + p.pad_h - K + 1, z + p.pad_d, volume, 0};
+            unsigned char* const small = stage + p.large_planes.plane_bytes();
+            load_box(small, &p.small.box, at, full);
+            if constexpr (Mapped) load_box(small + p.small_planes.plane_bytes(), &p.small.box_output, at, full);
+        }
+    }
+
+    __device__ static bool is_large(const WeightGradientPlace& place, int z) { return z >= place.d0; }
+    __device__ static bool is_small(const WeightGradientParameters& p, int z) {
+        return static_cast<unsigned>(z + p.pad_d) < static_cast<unsigned>(p.small.d);
+    }
+
+    // Bit q: this lane's elements of patch q are in the volume. What is outside comes as zero, and must stay that.
+    __device__ static unsigned inside(const WeightGradientParameters& p, const WeightGradientPlace& place) {
+        const int lane = threadIdx.x % kWarpSize;
+        const int warp = threadIdx.x / kWarpSize;
+        const int row = place.h0 + p.pad_h - K + 1 + lane / 4 + warp / p.tile.warps_w * p.tile.patches * Core::kRows;
+        const int column = place.w0 + warp % p.tile.warps_w * WeightGradientTile::kPatchColumns + 4 * (lane % 4);
+        unsigned bits = 0;
+        for (int q = 0; q < Core::kPatches; ++q) {
+            const bool there = static_cast<unsigned>(row + q * Core::kRows) < static_cast<unsigned>(p.small.h);
+            bits |= there && column < p.small.w ? 1u << q : 0u;
+        }
+        return bits;
+    }
+
+    // What `hold` of the core does, with the map. One patch after the other: all at once take too many registers.
+    template <int Newest>
+    __device__ static void hold(unsigned (&held)[Core::kPatches][KD][2], bool has_small, const unsigned char* small,
+                                const typename Core::Places& places, const Map* shared_map, unsigned inside,
+                                const WeightGradientParameters& p) {
+        if constexpr (!Mapped) {
+            Core::template hold<Newest>(held, has_small, small, places, p);
+        } else {
+            unsigned at = places.small;
+#pragma unroll
+            for (int q = 0; q < Core::kPatches; ++q) {
+                held[q][Newest][0] = held[q][Newest][1] = 0;
+                if (q >= p.tile.patches || !has_small) continue;
+                unsigned grads[2];
+                unsigned outputs[2];
+                Core::load_words(grads, small + at);
+                Core::load_words(outputs, small + (at + p.small_planes.plane_bytes()));
+                const Map map = *shared_map;
+                if ((inside >> q & 1) != 0) {
+                    for (int i = 0; i < 2; ++i) held[q][Newest][i] = map(grads[i], outputs[i]);
+                }
+                at += static_cast<unsigned>(Core::kRows * p.small_planes.row_pitch * 16);
+                make_opaque(at);
+            }
+        }
+    }
+};
+
+template <typename T, int KD, int K, bool Mapped>
+__global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
+                                  BandedWeightGradient<T, KD, K>::kBlocksPerProcessor)
+    boxed_weight_gradient(const __grid_constant__ WeightGradientParameters p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    __trap();  // the planner does not come here
+#else
+    using Core = BandedWeightGradient<T, KD, K>;
+    using Boxed = BoxedWeightGradient<T, KD, K, Mapped>;
+    const WeightGradientPlace place(p, K);
+    const typename Boxed::Shared shared(p);
+    unsigned char* const planes = shared_array(shared.planes);
+    std::uint64_t* const full = shared_array(shared.full);
+    std::uint64_t* const read = shared_array(shared.read);
+    typename Boxed::Map* const map = shared_array(shared.map);
+    const int stages = p.tile.stages;
+    const int stage_bytes = Boxed::stage_bytes(p);
+    const int warps = static_cast<int>(blockDim.x) / kWarpSize;
+    const int begin = place.d0 - KD + 1;  // of the steps, as above
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < stages; ++stage) {
+            mbarrier_initialise(full + stage, 1);
+            mbarrier_initialise(read + stage, static_cast<unsigned>(warps));
+        }
+        mbarrier_initialised();
+        if constexpr (Mapped) {
+            const AffineGradient& of = p.small.affine;
+            *map = {of.scale[place.volume], of.slope[place.volume], of.offset[place.volume], 0.0f};
+        }
+        for (int ahead = 0; ahead < stages && begin + ahead < place.d1; ++ahead) {
+            Boxed::ask(p, place, begin + ahead, planes + ahead * stage_bytes, full + ahead);
+        }
+    }
+    __syncthreads();
+
+    const typename Core::Places places = Core::places_of(p);
+    const unsigned inside = Mapped ? Boxed::inside(p, place) : 0;
+    float acc[Core::kSets][KD][4] = {};
+    unsigned held[Core::kPatches][KD][2];
+    int newest = 0;
+    int stage = 0;
+    unsigned parity = 0;                                   // of the round that the stages are in
+    int turn = static_cast<int>(threadIdx.x) / kWarpSize;  // steps until it is this warp's to ask
+    for (int z = begin; z < place.d1; ++z) {
+        const unsigned char* const large = planes + stage * stage_bytes;
+        const unsigned char* const small = large + p.large_planes.plane_bytes();
+        mbarrier_wait(full + stage, parity);
+        Core::at_place(newest, [&]<int Newest>() {
+            Boxed::template hold<Newest>(held, Boxed::is_small(p, z), small, places, map, inside, p);
+            if (Boxed::is_large(place, z)) Core::template multiply<Newest>(acc, held, large, places, p);
+        });
+        newest = newest + 1 == KD ? 0 : newest + 1;
+        __syncwarp();
+        if (threadIdx.x % kWarpSize == 0) mbarrier_arrive(read + stage);
+        if (turn == 0) {
+            turn = warps;
+            // The planes of a step ago have been read, but by a warp that is far behind.
+            const int before = stage == 0 ? stages - 1 : stage - 1;
+            const int next = z - 1 + stages;
+            if (threadIdx.x % kWarpSize == 0 && z > begin && next < place.d1) {
+                mbarrier_wait(read + before, stage == 0 ? parity ^ 1 : parity);
+                shared_memory_to_copy_engine();
+                Boxed::ask(p, place, next, planes + before * stage_bytes, full + before);
+            }
+            __syncwarp();
+        }
+        --turn;
+        stage = stage + 1 == stages ? 0 : stage + 1;
+        if (stage == 0) parity ^= 1;
+    }
+    Core::store_all(acc, shared_array(shared.sums), place.partial(p, KD * K * K));
+#endif
 }
 
 // The instances of a kernel size, each size in a file of its own.
 template <int KD, int K>
 cudaError_t launch_banded_weight_gradient_of_size(ScalarType type, const WeightGradientParameters& p, unsigned blocks,
                                                   cudaStream_t stream) {
+    const auto threads = static_cast<unsigned>(p.tile.warps() * kWarpSize);
     const auto of_type = [&]<typename T>(const T*) {
-        return p.tile.fill == Fill::boxes ? launch_banded_weight_gradient_instance<T, KD, K, true>(p, blocks, stream)
-                                          : launch_banded_weight_gradient_instance<T, KD, K, false>(p, blocks, stream);
+        const auto by_boxes = [&]<bool Mapped>() {
+            const typename BoxedWeightGradient<T, KD, K, Mapped>::Shared shared(p);
+            return launch<boxed_weight_gradient<T, KD, K, Mapped>>({blocks, threads, shared.layout.bytes(), stream}, p);
+        };
+        // A large tensor that is computed needs its planes computed once, for all warps.
+        if (p.tile.fill == Fill::boxes && !p.large.affine.given()) {
+            return p.small.affine.given() ? by_boxes.template operator()<true>()
+                                          : by_boxes.template operator()<false>();
+        }
+        const typename BandedWeightGradient<T, KD, K>::Shared shared(p.large_planes, p.small_planes,
+                                                                     static_cast<int>(threads));
+        return launch<banded_weight_gradient<T, KD, K>>({blocks, threads, shared.layout.bytes(), stream}, p);
     };
     return type == ScalarType::float16 ? of_type(static_cast<const __half*>(nullptr))
                                        : of_type(static_cast<const __nv_bfloat16*>(nullptr));

@@ -235,11 +235,15 @@ int shared_bytes(int architecture) {
 int stages_of(const WeightGradientProblem& p, WeightGradientTile tile, int architecture) {
     const int k = static_cast<int>(p.geometry.kernel.h);
     const bool affine = p.affine.given();
+    // By boxes a small tensor that is computed is computed in registers: no operand planes, no table.
+    const bool by_boxes = tile.fill == Fill::boxes && !(affine && p.large_is_gradient);
     for (tile.stages = 4; tile.stages > 2; --tile.stages) {
-        const int bytes = tile.large_planes(k, affine && p.large_is_gradient).bytes() +
-                          tile.small_planes(k, affine && !p.large_is_gradient).bytes() + kOtherBytes +
-                          (affine ? table_bytes(tile.large_planes(k, true), tile.warps() * 32) : 0);
-        if (2 * bytes <= shared_bytes(architecture)) break;
+        const PlaneLayout large = tile.large_planes(k, affine && p.large_is_gradient);
+        const PlaneLayout small = tile.small_planes(k, affine && !p.large_is_gradient);
+        const int planes = by_boxes ? tile.stages * (large.plane_bytes() + (affine ? 2 : 1) * small.plane_bytes())
+                                    : large.bytes() + small.bytes();
+        const int table = affine && !by_boxes ? table_bytes(tile.large_planes(k, true), tile.warps() * 32) : 0;
+        if (2 * (planes + table + kOtherBytes) <= shared_bytes(architecture)) break;
     }
     return tile.stages;
 }
