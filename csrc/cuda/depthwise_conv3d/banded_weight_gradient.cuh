@@ -49,6 +49,10 @@ struct WeightGradientParameters {
     float* partial;  // [parts, C * taps]
 };
 
+__host__ __device__ constexpr int larger(int a, int b) {
+    return a > b ? a : b;
+}
+
 // Which row of the patch, and which tap along W, a row of A is. A kw outside of the kernel is no tap: what C has there
 // is thrown away. kw - K / 2 is even for the rows that are loaded as they lie: 0 to 7, and those that stand alone.
 struct OperandRow {
@@ -97,15 +101,13 @@ struct BandedWeightGradient {
 
     struct Shared {
         SharedLayout layout;
-        SharedArray<unsigned char> large, small;
-        SharedArray<float> sums;  // C of one kd, of each warp
+        SharedArray<unsigned char> large, small;  // and at the end, the C of each warp
         SharedArray<std::uint64_t> large_full, small_full;
         SharedArray<int> large_table, small_table;  // see PlaneRing
 
         constexpr Shared(const PlaneLayout& large_plane, const PlaneLayout& small_plane, int threads)
-            : large(layout.array<unsigned char>(large_plane.bytes(), 128)),
+            : large(layout.array<unsigned char>(larger(large_plane.bytes(), 4 * sums_of(threads / kWarpSize)), 128)),
               small(layout.array<unsigned char>(small_plane.bytes(), 128)),
-              sums(layout.array<float>(WeightGradientTile::kMostWarps * 16 * 8)),
               large_full(layout.array<std::uint64_t>(large_plane.stages)),
               small_full(layout.array<std::uint64_t>(small_plane.stages)),
               large_table(layout.array<int>(Ring::table_length(large_plane, threads))),
@@ -126,7 +128,7 @@ struct BandedWeightGradient {
     // How far row lane / 4 + 8 of A is from row lane / 4, in bytes, where some rows stand alone, and how it is made of
     // the words: see load_large.
     struct SecondRow {
-        unsigned further;
+        int further;
         unsigned cut;
     };
 
@@ -137,9 +139,7 @@ struct BandedWeightGradient {
         if (m < kPairs) return {4, 0x5432};
         const OperandRow first = operand_row(m);
         const OperandRow second = operand_row(m + 8);
-        return {static_cast<unsigned>((second.row - first.row) * p.large_planes.row_pitch * 16 +
-                                      (second.kw - first.kw) * 2),
-                0x7654};
+        return {(second.row - first.row) * p.large_planes.row_pitch * 16 + (second.kw - first.kw) * 2, 0x7654};
     }
 
     template <int Words>
@@ -150,21 +150,20 @@ struct BandedWeightGradient {
 
     // The fragment of A: a pair of rows is three words, of which row m + 8 takes the upper half of one and the lower
     // half of the next; rows that stand alone are two words each.
-    __device__ static void load_large(unsigned (&a)[4], const unsigned char* plane, unsigned at,
-                                      const SecondRow& second) {
+    __device__ static void load_large(unsigned (&a)[4], const unsigned char* from, const SecondRow& second) {
         unsigned word[1];
-        load_words(word, plane + at);
+        load_words(word, from);
         a[0] = word[0];
-        load_words(word, plane + at + 4);
+        load_words(word, from + 4);
         a[2] = word[0];
         if constexpr (kPairs == 8) {
-            load_words(word, plane + at + 8);
+            load_words(word, from + 8);
             a[1] = __byte_perm(a[0], a[2], 0x5432);
             a[3] = __byte_perm(a[2], word[0], 0x5432);
         } else {
             unsigned next[1];
-            load_words(word, plane + (at + second.further));
-            load_words(next, plane + (at + second.further) + 4);
+            load_words(word, from + second.further);
+            load_words(next, from + second.further + 4);
             a[1] = __byte_perm(a[0], word[0], second.cut);
             a[3] = __byte_perm(word[0], next[0], second.cut);
         }
@@ -176,15 +175,13 @@ struct BandedWeightGradient {
     template <int Newest>
     __device__ static void hold(unsigned (&held)[kPatches][KD][2], bool has_small, const unsigned char* small,
                                 const Places& places, const WeightGradientParameters& p) {
-        const auto small_step = static_cast<unsigned>(kRows * p.small_planes.row_pitch * 16);
+        const unsigned char* from = small + places.small;
 #pragma unroll
         for (int q = 0; q < kPatches; ++q) {
-            if (q >= p.tile.patches) continue;
-            if (has_small) {
-                load_words(held[q][Newest], small + places.small + q * small_step);
-            } else {
-                held[q][Newest][0] = held[q][Newest][1] = 0;
-            }
+            held[q][Newest][0] = held[q][Newest][1] = 0;
+            if (!has_small || q >= p.tile.patches) continue;
+            load_words(held[q][Newest], from);
+            from += kRows * p.small_planes.row_pitch * 16;
         }
     }
 
@@ -194,17 +191,17 @@ struct BandedWeightGradient {
                                     const unsigned char* large, const Places& places,
                                     const WeightGradientParameters& p) {
         const int patches = p.tile.patches;
-        const auto large_step = static_cast<unsigned>(kRows * p.large_planes.row_pitch * 16);
         // The next patch's words are on their way while this one is multiplied; the last one is loaded again.
         unsigned a[2][4];
         const SecondRow second = second_row(p);
-        load_large(a[0], large, places.large, second);
+        const unsigned char* from = large + places.large;
+        load_large(a[0], from, second);
 #pragma unroll
         for (int q = 0; q < kPatches; ++q) {
             if (q >= patches) continue;
             if (q + 1 < kPatches) {
-                const unsigned ahead = static_cast<unsigned>(min(q + 1, patches - 1)) * large_step;
-                load_large(a[(q + 1) % 2], large, places.large + ahead, second);
+                if (q + 1 < patches) from += kRows * p.large_planes.row_pitch * 16;
+                load_large(a[(q + 1) % 2], from, second);
             }
 #pragma unroll
             for (int kd = KD - 1; kd >= 0; --kd) {  // the newest plane last: it has just been asked for
@@ -213,7 +210,7 @@ struct BandedWeightGradient {
         }
     }
 
-    // Calls function<newest>(): what is held must be named by constants, or it is no register.
+    // Calls function<newest>() for one step. What is held must be named by constants, or it is no register.
     template <int Place = 0, typename Function>
     __device__ static void at_place(int newest, Function&& function) {
         if constexpr (Place + 1 == KD) {
@@ -225,40 +222,60 @@ struct BandedWeightGradient {
         }
     }
 
+    // The same for one step after the other until it says that it was the last: without a meeting of ways, at which
+    // registers would have to be moved, but with what the function does KD times in the kernel.
+    template <int Place = 0, typename Function>
+    __device__ static bool walk_once(Function&& function) {
+        if (!function.template operator()<Place>()) return false;
+        if constexpr (Place + 1 < KD) return walk_once<Place + 1>(function);
+        return true;
+    }
+
+    template <typename Function>
+    __device__ static void walk(Function&& function) {
+#pragma unroll 1
+        while (walk_once(function)) {
+        }
+    }
+
     // ---- store ----
 
-    // The block's sums of the taps (kd, ., .) from the C of its warps: rows of A and warps in ascending order.
-    __device__ static void store(const float (&c)[4], float* sums, float* partial) {
+    // Floats that the sum over a block's warps takes.
+    __host__ __device__ static constexpr int sums_of(int warps) { return warps * KD * kProduct; }
+    static constexpr int kProduct = 16 * 8;  // elements of C
+
+    // The block's sums of all taps from the C of its warps: over the warps, then over the rows of A, in ascending
+    // order.
+    __device__ static void store(float (&acc)[kSets][KD][4], float* sums, float* partial) {
         const int lane = threadIdx.x % kWarpSize;
         const int warp = threadIdx.x / kWarpSize;
         const int warps = static_cast<int>(blockDim.x) / kWarpSize;
         __syncthreads();  // what was there has been read
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            sums[warp * 128 + (lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = c[i];
-        }
-        __syncthreads();
-        for (int tap = threadIdx.x; tap < K * K; tap += blockDim.x) {
-            float sum = 0.0f;
-            for (int m = 0; m < 16; ++m) {
-                const OperandRow at = operand_row(m);
-                if (at.kw != tap % K) continue;
-                const int n = at.row - tap / K + K - 1;
-                for (int other = 0; other < warps; ++other) sum += sums[other * 128 + m * 8 + n];
-            }
-            partial[tap] = sum;
-        }
-    }
-
-    __device__ static void store_all(float (&acc)[kSets][KD][4], float* sums, float* partial) {
-#pragma unroll
         for (int kd = 0; kd < KD; ++kd) {
 #pragma unroll
-            for (int set = 1; set < kSets; ++set) {
+            for (int i = 0; i < 4; ++i) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) acc[0][kd][i] += acc[set][kd][i];
+                for (int set = 1; set < kSets; ++set) acc[0][kd][i] += acc[set][kd][i];
+                sums[(warp * KD + kd) * kProduct + (lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = acc[0][kd][i];
             }
-            store(acc[0][kd], sums, partial + kd * K * K);
+        }
+        __syncthreads();
+        for (int element = threadIdx.x; element < KD * kProduct; element += blockDim.x) {
+            float sum = sums[element];
+            for (int other = 1; other < warps; ++other) sum += sums[other * KD * kProduct + element];
+            sums[element] = sum;
+        }
+        __syncthreads();
+        for (int tap = threadIdx.x; tap < KD * K * K; tap += blockDim.x) {
+            const float* const c = sums + tap / (K * K) * kProduct;
+            float sum = 0.0f;
+#pragma unroll
+            for (int m = 0; m < 16; ++m) {
+                const OperandRow at = operand_row(m);
+                if (at.kw == tap % K) sum += c[m * 8 + at.row - tap / K % K + K - 1];
+            }
+            partial[tap] = sum;
         }
     }
 };
@@ -329,7 +346,7 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
     }
     large.finish();
     small.finish();
-    Core::store_all(acc, shared_array(shared.sums), place.partial(p, KD * K * K));
+    Core::store(acc, reinterpret_cast<float*>(shared_array(shared.large)), place.partial(p, KD * K * K));
 #endif
 }
 
@@ -356,14 +373,13 @@ struct BoxedWeightGradient {
 
     struct Shared {
         SharedLayout layout;
-        SharedArray<unsigned char> planes;  // of each stage: x, g, and with Mapped what g is computed from
-        SharedArray<float> sums;
+        SharedArray<unsigned char> planes;  // of each stage: x, g, with Mapped what g is computed from; as above
         SharedArray<std::uint64_t> full, read;
         SharedArray<Map> map;
 
         constexpr Shared(const WeightGradientParameters& p)
-            : planes(layout.array<unsigned char>(p.tile.stages * stage_bytes(p), 128)),
-              sums(layout.array<float>(WeightGradientTile::kMostWarps * 16 * 8)),
+            : planes(layout.array<unsigned char>(
+                  larger(p.tile.stages * stage_bytes(p), 4 * Core::sums_of(p.tile.warps())), 128)),
               full(layout.array<std::uint64_t>(p.tile.stages)),
               read(layout.array<std::uint64_t>(p.tile.stages)),
               map(layout.array<Map>(1)) {}
@@ -431,9 +447,9 @@ struct BoxedWeightGradient {
                 Core::load_words(grads, small + at);
                 Core::load_words(outputs, small + (at + p.small_planes.plane_bytes()));
                 const Map map = *shared_map;
-                if ((inside >> q & 1) != 0) {
-                    for (int i = 0; i < 2; ++i) held[q][Newest][i] = map(grads[i], outputs[i]);
-                }
+                const auto mask = static_cast<unsigned>(static_cast<int>(inside << (31 - q)) >> 31);
+#pragma unroll
+                for (int i = 0; i < 2; ++i) held[q][Newest][i] = map(grads[i], outputs[i]) & mask;
                 at += static_cast<unsigned>(Core::kRows * p.small_planes.row_pitch * 16);
                 make_opaque(at);
             }
@@ -480,19 +496,16 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
     const unsigned inside = Mapped ? Boxed::inside(p, place) : 0;
     float acc[Core::kSets][KD][4] = {};
     unsigned held[Core::kPatches][KD][2];
-    int newest = 0;
     int stage = 0;
     unsigned parity = 0;                                   // of the round that the stages are in
     int turn = static_cast<int>(threadIdx.x) / kWarpSize;  // steps until it is this warp's to ask
-    for (int z = begin; z < place.d1; ++z) {
+    int z = begin;
+    Core::walk([&]<int Newest>() {
         const unsigned char* const large = planes + stage * stage_bytes;
-        const unsigned char* const small = large + p.large_planes.plane_bytes();
         mbarrier_wait(full + stage, parity);
-        Core::at_place(newest, [&]<int Newest>() {
-            Boxed::template hold<Newest>(held, Boxed::is_small(p, z), small, places, map, inside, p);
-            if (Boxed::is_large(place, z)) Core::template multiply<Newest>(acc, held, large, places, p);
-        });
-        newest = newest + 1 == KD ? 0 : newest + 1;
+        Boxed::template hold<Newest>(held, Boxed::is_small(p, z), large + p.large_planes.plane_bytes(), places, map,
+                                     inside, p);
+        if (Boxed::is_large(place, z)) Core::template multiply<Newest>(acc, held, large, places, p);
         __syncwarp();
         if (threadIdx.x % kWarpSize == 0) mbarrier_arrive(read + stage);
         if (turn == 0) {
@@ -510,8 +523,9 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
         --turn;
         stage = stage + 1 == stages ? 0 : stage + 1;
         if (stage == 0) parity ^= 1;
-    }
-    Core::store_all(acc, shared_array(shared.sums), place.partial(p, KD * K * K));
+        return ++z < place.d1;
+    });
+    Core::store(acc, reinterpret_cast<float*>(planes), place.partial(p, KD * K * K));
 #endif
 }
 
