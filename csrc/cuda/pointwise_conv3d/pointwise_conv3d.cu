@@ -177,8 +177,10 @@ struct WeightParameters {
     std::int64_t many_rows, few_rows, voxels;
     const void* many;
     const void* few;
-    float* partial;  // [parts, sums]
-    unsigned parts;  // of a sample
+    float* partial;   // [parts, sums]
+    unsigned parts;   // of a sample
+    unsigned shares;  // blocks that share the rows of a part
+    int rows;         // of each, at most kRows
 };
 
 __device__ inline float add_lanes(float value) {
@@ -195,9 +197,13 @@ __global__ void __launch_bounds__(kThreads, Few == 8 ? 1 : 2) weight_sums(const 
     MEDNEXT_OPS_SHARED(of_warp, float[kWarps][kRows][Few + 1]);
     const int warp = threadIdx.x / kWarpSize;
     const int lane = threadIdx.x % kWarpSize;
-    const std::int64_t sample = blockIdx.x / p.parts;
-    const std::int64_t begin = std::int64_t{blockIdx.x % p.parts} * part_voxels(Few) + warp * kWarpVoxels;
-    float* const partial = p.partial + blockIdx.x * sums_of(p.many_rows, Few);
+    const unsigned share = blockIdx.x % p.shares;
+    const std::int64_t part = blockIdx.x / p.shares;
+    const std::int64_t sample = part / p.parts;
+    const std::int64_t begin = part % p.parts * part_voxels(Few) + warp * kWarpVoxels;
+    const std::int64_t first = std::int64_t{share} * p.rows;
+    const int rows = p.many_rows - first < p.rows ? static_cast<int>(p.many_rows - first) : p.rows;
+    float* const partial = p.partial + part * sums_of(p.many_rows, Few);
     const auto place = [&](int step) { return begin + step * kBlockVoxels + lane * kVector; };
 
     Eight<T> few[kSteps][Few] = {};
@@ -209,45 +215,41 @@ __global__ void __launch_bounds__(kThreads, Few == 8 ? 1 : 2) weight_sums(const 
             few[step][i] = load<T>(p.few, sample * p.few_rows + i, p.voxels, place(step));
         }
     }
-    for (std::int64_t first = 0; first < p.many_rows; first += kRows) {
-        const int rows = p.many_rows - first < kRows ? static_cast<int>(p.many_rows - first) : kRows;
 #pragma unroll 2
-        for (int row = 0; row < rows; ++row) {
-            Eight<T> many[kSteps] = {};
+    for (int row = 0; row < rows; ++row) {
+        Eight<T> many[kSteps] = {};
 #pragma unroll
-            for (int step = 0; step < kSteps; ++step) {
-                if (place(step) >= p.voxels) continue;
-                many[step] = load<T>(p.many, sample * p.many_rows + first + row, p.voxels, place(step));
-            }
-            float sums[Few + 1] = {};
+        for (int step = 0; step < kSteps; ++step) {
+            if (place(step) >= p.voxels) continue;
+            many[step] = load<T>(p.many, sample * p.many_rows + first + row, p.voxels, place(step));
+        }
+        float sums[Few + 1] = {};
 #pragma unroll
-            for (int step = 0; step < kSteps; ++step) {
+        for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-                for (int j = 0; j < kVector; ++j) {
-                    const float value = to_float(many[step].element[j]);
-                    sums[Few] += value;
+            for (int j = 0; j < kVector; ++j) {
+                const float value = to_float(many[step].element[j]);
+                sums[Few] += value;
 #pragma unroll
-                    for (int i = 0; i < Few; ++i) {
-                        sums[i] = fmaf(value, to_float(few[step][i].element[j]), sums[i]);
-                    }
-                }
-            }
-#pragma unroll
-            for (int i = 0; i <= Few; ++i) {
-                sums[i] = add_lanes(sums[i]);
-                if (lane == 0) of_warp[warp][row][i] = sums[i];
+                for (int i = 0; i < Few; ++i) sums[i] = fmaf(value, to_float(few[step][i].element[j]), sums[i]);
             }
         }
-        __syncthreads();
-        for (int i = static_cast<int>(threadIdx.x); i < rows * (Few + 1); i += kThreads) {
-            const int row = i / (Few + 1);
-            const int column = i % (Few + 1);
-            float sum = 0.0f;
-            for (int other = 0; other < kWarps; ++other) sum += of_warp[other][row][column];
-            partial[column < Few ? (first + row) * Few + column : p.many_rows * Few + first + row] = sum;
+#pragma unroll
+        for (int i = 0; i <= Few; ++i) {
+            sums[i] = add_lanes(sums[i]);
+            if (lane == 0) of_warp[warp][row][i] = sums[i];
         }
-        __syncthreads();
     }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < rows * (Few + 1); i += kThreads) {
+        const int row = i / (Few + 1);
+        const int column = i % (Few + 1);
+        float sum = 0.0f;
+        for (int other = 0; other < kWarps; ++other) sum += of_warp[other][row][column];
+        partial[column < Few ? (first + row) * Few + column : p.many_rows * Few + first + row] = sum;
+    }
+    if (share != 0) return;
+    __syncthreads();
 #pragma unroll
     for (int i = 0; i < Few; ++i) {
         float sum = 0.0f;
@@ -327,8 +329,9 @@ std::int64_t parts_of(const Shape& shape) {
     return ceil_div(shape.voxels, part_voxels(filled(few_of(shape))));
 }
 
-// Enough voxels that warps of their own fill a GPU.
-constexpr std::int64_t kEnoughVoxels = 2 * 132 * kBlockVoxels;
+// Blocks that fill a GPU, and voxels that make as many.
+constexpr std::int64_t kEnoughBlocks = 2 * 132;
+constexpr std::int64_t kEnoughVoxels = kEnoughBlocks * kBlockVoxels;
 
 }  // namespace
 
@@ -362,24 +365,32 @@ std::int64_t weight_workspace(const WeightProblem& p) {
 cudaError_t launch_weight_gradient(const WeightProblem& p, float* workspace, cudaStream_t stream) {
     if (!takes(p.shape)) return cudaErrorInvalidValue;
     const bool few_inputs = p.shape.inputs <= p.shape.outputs;
-    const std::int64_t parts = parts_of(p.shape);
-    const std::int64_t grid = p.shape.batch * parts;
+    const std::int64_t many = many_of(p.shape);
+    const std::int64_t parts = p.shape.batch * parts_of(p.shape);
+    // In a block one row follows the other: where there are few voxels, many blocks have a few rows each.
+    const std::int64_t fewest = ceil_div(many, kRows);
+    const std::int64_t wanted = std::min(ceil_div(kEnoughBlocks, std::max<std::int64_t>(parts, 1)), ceil_div(many, 4));
+    const auto rows = static_cast<int>(ceil_div(many, std::max(fewest, wanted)));
+    const std::int64_t shares = ceil_div(many, rows);
+    const std::int64_t grid = parts * shares;
     if (grid > INT_MAX) return cudaErrorInvalidConfiguration;
-    const WeightParameters parameters{many_of(p.shape),
+    const WeightParameters parameters{many,
                                       few_of(p.shape),
                                       p.shape.voxels,
                                       few_inputs ? p.grad_output : p.input,
                                       few_inputs ? p.input : p.grad_output,
                                       workspace,
-                                      static_cast<unsigned>(parts)};
+                                      static_cast<unsigned>(parts_of(p.shape)),
+                                      static_cast<unsigned>(shares),
+                                      rows};
     return with_scalar_type(p.shape.type, [&]<typename T>(const T*) {
         return with_few(few_of(p.shape), [&]<int Few>() {
             const LaunchShape shape{static_cast<unsigned>(grid), kThreads, 0, stream};
             const cudaError_t error = grid == 0 ? cudaSuccess : launch<weight_sums<T, Few>>(shape, parameters);
             if (error != cudaSuccess) return error;
-            const std::int64_t sums = sums_of(many_of(p.shape), Few);
+            const std::int64_t sums = sums_of(many, Few);
             const LaunchShape rest{static_cast<unsigned>(ceil_div(sums, kWarpSize)), kThreads, 0, stream};
-            return launch<add_parts<Few>>(rest, p, static_cast<const float*>(workspace), grid);
+            return launch<add_parts<Few>>(rest, p, static_cast<const float*>(workspace), parts);
         });
     });
 }
