@@ -326,6 +326,35 @@ def test_slices_are_read_as_they_are_and_nothing_beside_them(emulated):
     assert torch.equal(sliced.fused(emulated), case.fused(emulated))
 
 
+def begins_at(volume: torch.Tensor, element: int) -> torch.Tensor:
+    """The same volume, so many elements from a multiple of 16 bytes, between NaNs."""
+    wide = torch.full((volume.numel() + 16,), float("nan"), dtype=volume.dtype)
+    part = wide[element : element + volume.numel()].view(volume.shape)
+    return part.copy_(volume)
+
+
+@pytest.mark.parametrize("shape", [(32, 64, 32), (64, 128, 32), (32, 64, 64), (20, 45, 9), (64, 64, 128), (128, 128, 64)])
+@pytest.mark.parametrize("size", [(3, 5, 7), (2, 3, 22)])
+def test_rows_that_begin_anywhere(emulated, size, shape):
+    case = Case.draw(shape, size, 2, torch.bfloat16)
+    check_forward(emulated, case)
+    if max(shape[0], shape[2]) <= 64:
+        check_backward(emulated, case)
+
+
+@pytest.mark.parametrize("element", range(1, 8))
+@pytest.mark.parametrize("size", [(2, 5, 8), (1, 5, 13)])
+def test_volumes_that_begin_anywhere_have_the_same_bits(emulated, size, element):
+    case = Case.draw((32, 64, 32), size, 2, torch.bfloat16)
+    grad_output = torch.randn(2, 32, *size).bfloat16()
+    moved = replace(case, input=begins_at(case.input, element), residual=begins_at(case.residual, 8 - element))
+    moved.statistics = case.statistics
+    assert torch.equal(moved.fused(emulated), case.fused(emulated))
+    expected = case.fused_gradients(emulated, grad_output)
+    found = moved.fused_gradients(emulated, begins_at(grad_output, (3 * element) % 8))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if b is not None)
+
+
 def problem(shape, dtype=torch.bfloat16, **details) -> Problem:
     channels, hidden, outputs = shape
     return Problem("inverted_bottleneck", "cpu", dtype, (1, channels, 8, 8, 8), hidden_channels=hidden,

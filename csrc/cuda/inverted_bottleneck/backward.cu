@@ -16,8 +16,8 @@ extern template cudaError_t launch_backward_of_size<64, 64>(ScalarType, const Ba
 
 namespace {
 
-bool aligned(const void* pointer, std::uintptr_t bytes) {
-    return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+bool at_vectors(const void* pointer) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0;
 }
 
 }  // namespace
@@ -27,9 +27,8 @@ cudaError_t launch_fused_backward(const Bottleneck& bottleneck, const BackwardPl
     const Extents& extents = bottleneck.extents;
     const bool last = bottleneck.channels_last;
     const bool even = last ? extents.channels % 8 == 0 && extents.outputs % 8 == 0 : extents.voxels % 8 == 0;
-    const bool vectors = even && aligned(bottleneck.input, 16) && aligned(pass.grad_output, 16);
-    const bool pairs = (last ? extents.channels : extents.voxels) % 2 == 0 && aligned(pass.grad, 4);
-    const BackwardParameters parameters{bottleneck, plan, pass, vectors, pairs};
+    const bool vectors = even && at_vectors(bottleneck.input) && at_vectors(pass.grad_output) && at_vectors(pass.grad);
+    const BackwardParameters parameters{bottleneck, plan, pass, vectors};
     if (extents.batch * plan.parts > INT_MAX) return cudaErrorInvalidConfiguration;
 
     const auto blocks = static_cast<unsigned>(extents.batch * plan.parts);

@@ -24,6 +24,7 @@
 #include "../common/mma.cuh"
 #include "../common/shared_memory.cuh"
 #include "backward.h"
+#include "voxel_rows.cuh"
 #include "weights.cuh"
 
 namespace mednext_ops::cuda::inverted_bottleneck {
@@ -32,14 +33,14 @@ struct BackwardParameters {
     Bottleneck bottleneck;
     BackwardPlan plan;
     BackwardPass pass;
-    bool vectors;  // rows (voxels where channels are last) of input and gradient begin at multiples of 16 bytes
-    bool pairs;    // those of `grad` at multiples of 4
+    bool vectors;  // rows (voxels where channels are last) of all volumes begin at multiples of 16 bytes
 };
 
 template <typename T, int C, int O, bool ChannelsLast>
 struct Backward {
     static constexpr int kVoxels = BackwardPlan::kVoxels;
-    static constexpr int kPitch = pitch_of(kVoxels);  // of a row of voxels
+    using Rows = VoxelRows<T, kVoxels>;
+    static constexpr int kPitch = Rows::kPitch;  // of a row of voxels
     static constexpr int kRows = BackwardPlan::kRows;
     static constexpr int kFragments = kRows / 16;
     static constexpr int kMaxThreads = BackwardPlan::kMaxWarps * kWarpSize;
@@ -57,10 +58,9 @@ struct Backward {
     struct Shared {
         SharedLayout layout;
         SharedArray<T> expand, compress;
-        SharedArray<T> input, normalized, unit, grad_output, grad_hidden;
+        SharedArray<T> input, normalized, unit, grad_output, grad_hidden, grad;
         SharedArray<ChannelNorm> norms;
         SharedArray<float> expand_bias, gain, slope;
-        SharedArray<float> of_thread;
 
         constexpr explicit Shared(int hidden)
             : expand(layout.array<T>(hidden * pitch_of(C))),
@@ -70,11 +70,11 @@ struct Backward {
               unit(layout.array<T>(tile(C))),
               grad_output(layout.array<T>(2 * tile(O))),
               grad_hidden(layout.array<T>(hidden * kPitch)),
+              grad(layout.array<T>(tile(C))),
               norms(layout.array<ChannelNorm>(C)),
               expand_bias(layout.array<float>(hidden)),
               gain(layout.array<float>(hidden)),
-              slope(layout.array<float>(hidden)),
-              of_thread(layout.array<float>(kMaxThreads)) {}
+              slope(layout.array<float>(hidden)) {}
     };
 
     // The sums of a warp over all voxels that it sees.
@@ -85,59 +85,93 @@ struct Backward {
         float rows[kFragments][2] = {};
     };
 
-    // Calls `function(row, column)` for each eight elements of a tile that are this thread's: rows are channels and
-    // columns voxels, or the other way round. Of channels that are last all come, those that are filled up too.
+    // Where channels are last: calls `function(place in the tile, place in the volume, how many channels are there)`
+    // for each eight channels of a voxel that are this thread's. Beyond the volume there are none.
     template <int Channels, typename Function>
-    __device__ static void for_each_piece(int channels, Function&& function) {
-        constexpr int kPieces = (ChannelsLast ? Channels : kVoxels) / 8;
-        for (int i = threadIdx.x; i < (ChannelsLast ? kVoxels : channels) * kPieces; i += blockDim.x) {
-            function(i / kPieces, i % kPieces * 8);
+    __device__ static void for_each_piece(int channels, std::int64_t voxels, std::int64_t begin, Function&& function) {
+        constexpr int kPieces = Channels / 8;
+        for (int i = threadIdx.x; i < kVoxels * kPieces; i += blockDim.x) {
+            const std::int64_t voxel = begin + i / kPieces;
+            const int channel = i % kPieces * 8;
+            function(i / kPieces * pitch<Channels> + channel, voxel * channels + channel,
+                     voxel < voxels ? channels - channel : 0);
         }
     }
 
-    // Starts to load a tile of a volume of one sample; elements one by one where rows are not aligned.
+    // Starts to load a tile of a volume of one sample.
     template <int Channels>
     __device__ static void fetch(const T* volume, int channels, std::int64_t voxels, std::int64_t begin, bool vectors,
                                  T* tile) {
-        for_each_piece<Channels>(channels, [&](int row, int column) {
-            const T* from = volume;
-            int left;
-            if constexpr (ChannelsLast) {
-                from += (begin + row) * channels + column;
-                left = begin + row < voxels ? channels - column : 0;
-            } else {
-                from += row * voxels + begin + column;
-                left = static_cast<int>(min(voxels - begin, std::int64_t{kVoxels})) - column;
-            }
-            T* to = tile + row * pitch<Channels> + column;
+        if constexpr (!ChannelsLast) {
+            Rows(threadIdx.x, blockDim.x).fetch(volume, channels, voxels, begin, vectors, tile);
+            return;
+        }
+        for_each_piece<Channels>(channels, voxels, begin, [&](int to, std::int64_t from, int left) {
             if (vectors) {
-                copy_async<16>(to, left > 0 ? from : volume, left > 0 ? 16 : 0);
+                copy_async<16>(tile + to, left > 0 ? volume + from : volume, left > 0 ? 16 : 0);
             } else {
                 Vector<T, 8> eight;  // all on their way before the first is needed
 #pragma unroll
-                for (int j = 0; j < 8; ++j) eight.element[j] = j < left ? from[j] : from_float<T>(0.0f);
-                *reinterpret_cast<Vector<T, 8>*>(to) = eight;
+                for (int j = 0; j < 8; ++j) eight.element[j] = j < left ? volume[from + j] : from_float<T>(0.0f);
+                *reinterpret_cast<Vector<T, 8>*>(tile + to) = eight;
             }
         });
     }
 
-    // n and yhat of the pieces that this thread fetched itself. `norms` has zeros where channels are filled up.
-    __device__ static void normalize(const T* input, int channels, const ChannelNorm* norms, T* normalized, T* unit) {
-        for_each_piece<C>(channels, [&](int row, int column) {
-            const int at = row * pitch<C> + column;
-            const auto x = *reinterpret_cast<const Vector<T, 8>*>(input + at);
-            Vector<T, 8> n;
-            Vector<T, 8> y;
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                const ChannelNorm norm = norms[ChannelsLast ? column + j : row];
-                const float value = to_float(x.element[j]);
-                n.element[j] = from_float<T>(fmaf(norm.scale, value, norm.shift));
-                y.element[j] = from_float<T>((value - norm.mean) * norm.rstd);
+    // Stores a tile.
+    __device__ static void store(const T* tile, int channels, std::int64_t voxels, std::int64_t begin, bool vectors,
+                                 T* volume) {
+        if constexpr (!ChannelsLast) {
+            Rows(threadIdx.x, blockDim.x).store(tile, channels, voxels, begin, vectors, volume);
+            return;
+        }
+        for_each_piece<C>(channels, voxels, begin, [&](int from, std::int64_t to, int left) {
+            if (vectors) {
+                if (left > 0) {
+                    *reinterpret_cast<Vector<T, 8>*>(volume + to) = *reinterpret_cast<const Vector<T, 8>*>(tile + from);
+                }
+            } else {
+#pragma unroll 1
+                for (int j = 0; j < min(left, 8); ++j) volume[to + j] = tile[from + j];
             }
-            *reinterpret_cast<Vector<T, 8>*>(normalized + at) = n;
-            *reinterpret_cast<Vector<T, 8>*>(unit + at) = y;
         });
+    }
+
+    // Eight elements through the affine maps of their channels: n and yhat.
+    template <typename Norms>
+    __device__ static void normalize_eight(const Vector<T, 8>& x, Norms&& norms, T* normalized, T* unit) {
+        Vector<T, 8> n;
+        Vector<T, 8> y;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            const ChannelNorm norm = norms(j);
+            const float value = to_float(x.element[j]);
+            n.element[j] = from_float<T>(fmaf(norm.scale, value, norm.shift));
+            y.element[j] = from_float<T>(fmaf(norm.rstd, value, norm.offset));
+        }
+        *reinterpret_cast<Vector<T, 8>*>(normalized) = n;
+        *reinterpret_cast<Vector<T, 8>*>(unit) = y;
+    }
+
+    // n and yhat of the input that has landed. `norms` has zeros where channels are filled up.
+    __device__ static void normalize(const T* input, const T* volume, int channels, std::int64_t voxels, bool vectors,
+                                     const ChannelNorm* norms, T* normalized, T* unit) {
+        if constexpr (ChannelsLast) {
+            for_each_piece<C>(channels, voxels, 0, [&](int at, std::int64_t, int) {
+                const auto x = *reinterpret_cast<const Vector<T, 8>*>(input + at);
+                normalize_eight(x, [&](int j) { return norms[at % pitch<C> + j]; }, normalized + at, unit + at);
+            });
+        } else {
+            const Rows rows(threadIdx.x, blockDim.x);
+            for (int row = rows.first; row < channels; row += rows.step) {
+                const T* const from = input + row * kPitch;
+                const auto x = vectors ? *reinterpret_cast<const Vector<T, 8>*>(from + rows.column)
+                                       : Rows::eight(from, rows.column + Rows::shift_of(volume + row * voxels));
+                const ChannelNorm norm = norms[row];
+                const int at = row * kPitch + rows.column;
+                normalize_eight(x, [&](int) { return norm; }, normalized + at, unit + at);
+            }
+        }
     }
 
     // acc [32 rows, 16] += left [32, K] right [K, 16]; `right` has K rows, with RightTransposed K columns. With Fresh,
@@ -228,8 +262,7 @@ struct Backward {
 
     // One tile of the gradient of the normalised tensor: [C, voxels] = expand^T [C, H] grad_hidden [H, voxels], or the
     // transpose of that. A warp makes 32 rows and 16 columns of it at a time.
-    __device__ static void store_grad(const T* expand, const T* grad_hidden, int hidden, int channels,
-                                      std::int64_t voxels, std::int64_t begin, bool pairs, T* grad) {
+    __device__ static void make_grad(const T* expand, const T* grad_hidden, int hidden, T* grad) {
         const int lane = threadIdx.x % kWarpSize;
         constexpr int kRowsOfTile = ChannelsLast ? kVoxels : C;
         constexpr int kColumns = (ChannelsLast ? C : kVoxels) / 16;
@@ -237,8 +270,6 @@ struct Backward {
         constexpr int kRight = ChannelsLast ? pitch_of(C) : kPitch;
         const T* const left = ChannelsLast ? grad_hidden : expand;
         const T* const right = ChannelsLast ? expand : grad_hidden;
-        const std::int64_t rows = ChannelsLast ? voxels - begin : channels;
-        const std::int64_t columns = ChannelsLast ? channels : voxels - begin;
         const int warps = blockDim.x / kWarpSize;
         for (int i = threadIdx.x / kWarpSize; i < kRowsOfTile / kRows * kColumns; i += warps) {
             const int of_row = i / kColumns * kRows;
@@ -248,21 +279,12 @@ struct Backward {
                 multiply<32, true, false, false>(left + k * kLeft + of_row, kLeft, right + k * kRight + of_column,
                                                  kRight, acc);
             }
+            T* const to = grad + (of_row + lane / 4) * pitch<C> + of_column + lane % 4 * 2;
 #pragma unroll
             for (int j = 0; j < 4 * kFragments; ++j) {  // fragment, its half of the columns, its half of the rows
-                const int row = of_row + j / 4 * 16 + j % 2 * 8 + lane / 4;
-                const int column = of_column + j / 2 % 2 * 8 + lane % 4 * 2;
-                if (row >= rows) continue;
-                const float* values = acc[j / 4][j / 2 % 2] + 2 * (j % 2);
-                T* const to =
-                    grad + (ChannelsLast ? (begin + row) * channels + column : row * voxels + (begin + column));
-                const Vector<T, 2> pair{{from_float<T>(values[0]), from_float<T>(values[1])}};
-                if (pairs) {
-                    if (column < columns) *reinterpret_cast<Vector<T, 2>*>(to) = pair;
-                } else {
-                    if (column < columns) to[0] = pair.element[0];
-                    if (column + 1 < columns) to[1] = pair.element[1];
-                }
+                const float* const values = acc[j / 4][j / 2 % 2] + 2 * (j % 2);
+                *reinterpret_cast<unsigned*>(to + (j / 4 * 16 + j % 2 * 8) * pitch<C> + j / 2 % 2 * 8) =
+                    round_pair<T>(values[0], values[1]);
             }
         }
     }
@@ -344,6 +366,7 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
     T* const unit = shared_array(shared.unit);
     T* const grad_tiles = shared_array(shared.grad_output);
     T* const grad_hidden = shared_array(shared.grad_hidden);
+    T* const grad_tile = shared_array(shared.grad);
     ChannelNorm* const norms = shared_array(shared.norms);
     float* const expand_bias = shared_array(shared.expand_bias);
     float* const gain = shared_array(shared.gain);
@@ -352,6 +375,7 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
     const bool with_grad = pass.grad_output != nullptr;
     const T* const input = static_cast<const T*>(p.bottleneck.input) + sample * channels * voxels;
     const T* const grad_output = static_cast<const T*>(pass.grad_output) + (with_grad ? sample * outputs * voxels : 0);
+    T* const grad_volume = static_cast<T*>(pass.grad) + (pass.grad != nullptr ? sample * channels * voxels : 0);
     const auto fetch = [&](std::int64_t tile, int stage) {
         if (tile < p.plan.tiles) {
             const std::int64_t begin = tile * Core::kVoxels;
@@ -396,20 +420,31 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
     for (int i = 0; i < 2 * kFragments; ++i) bias[i / 2][i % 2] = expand_bias[first_row + 8 * i + lane / 4];
     float output_sum = 0.0f;  // of row threadIdx % O, a share of the columns
     int stage = 0;
-    for (std::int64_t tile = part; tile < p.plan.tiles; tile += p.plan.parts) {
-        const std::int64_t begin = tile * Core::kVoxels;
+    for (int tile = part; tile < p.plan.tiles; tile += p.plan.parts) {
+        const std::int64_t begin = std::int64_t{tile} * Core::kVoxels;
+        T* const output_tile = grad_tiles + stage * Core::tile(O);
         copy_async_wait<0>();
-        Core::normalize(input_tile, channels, norms, normalized, unit);
+        if constexpr (!ChannelsLast) {
+            if (!p.vectors) {
+                __syncwarp();  // a row's pieces came by the lanes of one warp
+                const typename Core::Rows rows(threadIdx.x, blockDim.x);
+                if (with_grad) rows.template align<1>(grad_output, outputs, voxels, output_tile);
+            }
+        }
+        Core::normalize(input_tile, input, channels, voxels, p.vectors, norms, normalized, unit);
         __syncthreads();
-        const T* const grad_tile = grad_tiles + stage * Core::tile(O);
         stage ^= 1;
         fetch(tile + p.plan.parts, stage);
+        if (pass.grad != nullptr && tile != part) {  // of the tile before, which all warps have made
+            Core::store(grad_tile, channels, voxels, begin - std::int64_t{p.plan.parts} * Core::kVoxels, p.vectors,
+                        grad_volume);
+        }
         const int inside = static_cast<int>(min(voxels - begin, std::int64_t{Core::kVoxels}));
 
         for (int column = 16 * split; column < Core::kVoxels; column += 16 * p.plan.splits) {
             float pre[kFragments][2][4];
             float grad[kFragments][2][4] = {};
-            const T* const grad_columns = grad_tile + Core::template place<O>(0, column);
+            const T* const grad_columns = output_tile + Core::template place<O>(0, column);
             Core::template multiply<C, false, ChannelsLast, true>(expand + first_row * pitch_of(C), pitch_of(C),
                                                                   normalized + Core::template place<C>(0, column),
                                                                   Core::template pitch<C>, pre, bias);
@@ -445,16 +480,18 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
             const int segments = blockDim.x / O;
             for (int piece = threadIdx.x / O; piece < Core::kVoxels / 8 && threadIdx.x / O < segments;
                  piece += segments) {
-                output_sum += Core::sum_of_eight(grad_tile, threadIdx.x % O, 8 * piece);
+                output_sum += Core::sum_of_eight(output_tile, threadIdx.x % O, 8 * piece);
             }
         }
         __syncthreads();
-        if (pass.grad != nullptr) {
-            Core::store_grad(expand, grad_hidden, hidden, channels, voxels, begin, p.pairs,
-                             static_cast<T*>(pass.grad) + sample * channels * voxels);
-        }
+        if (pass.grad != nullptr) Core::make_grad(expand, grad_hidden, hidden, grad_tile);
     }
     copy_async_wait<0>();
+    __syncthreads();
+    if (pass.grad != nullptr) {
+        const std::int64_t last = p.plan.tiles - 1 - (p.plan.tiles - 1 - part) % p.plan.parts;
+        Core::store(grad_tile, channels, voxels, last * Core::kVoxels, p.vectors, grad_volume);
+    }
 
     float* const partial = pass.partial + ((sample * p.plan.parts + part) * p.plan.splits + split) * p.plan.sums();
     if (pass.hidden) {
@@ -464,7 +501,7 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
     if (pass.squares) Core::write_rows(sums.rows, partial + p.plan.squares() + first_row);
     if (pass.compress) {
         Core::template write<O>(sums.compress, partial + p.plan.compress() + first_row * O);
-        float* const of_thread = shared_array(shared.of_thread);
+        auto* const of_thread = reinterpret_cast<float*>(grad_hidden);  // which nobody needs any more
         of_thread[threadIdx.x] = output_sum;
         __syncthreads();
         for (int i = threadIdx.x; i < O * p.plan.splits; i += blockDim.x) {  // the first split has all of them

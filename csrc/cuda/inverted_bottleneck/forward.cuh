@@ -25,6 +25,7 @@
 #include "../common/mma.cuh"
 #include "../common/shared_memory.cuh"
 #include "forward.h"
+#include "voxel_rows.cuh"
 #include "weights.cuh"
 
 namespace mednext_ops::cuda::inverted_bottleneck {
@@ -47,9 +48,11 @@ struct alignas(16) AffinePair {
 template <typename T, int C, int O, bool ChannelsLast>
 struct Forward {
     static constexpr int kVoxels = ForwardPlan::voxels(O);
-    static constexpr int kPitch = pitch_of(kVoxels);  // of a row of voxels
+    using Rows = VoxelRows<T, kVoxels>;
+    static constexpr int kPitch = Rows::kPitch;  // of a row of voxels
     static constexpr int kFragments = kVoxels / 16;
-    static constexpr int kChunk = 16;  // hidden channels
+    static constexpr int kChunk = 16;                    // hidden channels
+    static constexpr int kRowsAtOnce = O == 64 ? 1 : 2;  // of a lane, where they are shifted: more spill (sm_120)
     static constexpr int kMaxWarps = ForwardPlan::max_warps(C, O);
     static constexpr int kBlocksPerProcessor = ForwardPlan::blocks_per_processor(C, O);
 
@@ -74,16 +77,6 @@ struct Forward {
         return ChannelsLast ? kVoxels * pitch_of(channels) : channels * kPitch;
     }
 
-    // A lane moves eight voxels of every kRowsAtOnce-th row of a window.
-    static constexpr int kPieces = kVoxels / 8;
-    static constexpr int kRowsAtOnce = kWarpSize / kPieces;
-
-    // Where this lane's first piece lies in a volume of one sample, for tile 0.
-    __device__ static std::int64_t first_piece(std::int64_t voxels) {
-        const int lane = threadIdx.x % kWarpSize;
-        return lane / kPieces * voxels + lane % kPieces * 8;
-    }
-
     // Calls `function(place in the window, place in the volume, how many channels are there)` for each eight channels
     // of a voxel that are this lane's, where channels are last. Beyond the volume there are none.
     template <int Rows, typename Function>
@@ -99,60 +92,40 @@ struct Forward {
         }
     }
 
-    // Rows of voxels that are not aligned: lanes take neighbouring voxels, so that a row comes by one or two sectors.
-    // Several are on their way before the first is needed.
-    static constexpr int kElementRows = kWarpSize / kVoxels;
-    template <int Rows>
-    __device__ static void fetch_elements(const T* volume, int rows, std::int64_t voxels, std::int64_t tile,
-                                          T* window) {
-        constexpr int kAtOnce = 8;
-        const int first = threadIdx.x % kWarpSize / kVoxels;
-        const int column = threadIdx.x % kVoxels;
-        const bool inside = tile * kVoxels + column < voxels;
-        const T* from = volume + first * voxels + tile * kVoxels + column;
-#pragma unroll 1
-        for (int row = first; row < rows; row += kAtOnce * kElementRows) {
-            T values[kAtOnce];
-#pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) {
-                const bool there = inside && row + i * kElementRows < rows;
-                values[i] = there ? from[i * kElementRows * voxels] : from_float<T>(0.0f);
-            }
-#pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) window[(row + i * kElementRows) * kPitch + column] = values[i];
-            from += kAtOnce * kElementRows * voxels;
-        }
-    }
+    // A warp moves its windows alone.
+    __device__ static Rows rows_of_lane() { return {static_cast<int>(threadIdx.x) % kWarpSize, kWarpSize}; }
 
-    // Starts to load a tile of a volume of one sample into a window; elements one by one where rows are not aligned.
-    template <int Rows>
-    __device__ static void fetch(const T* volume, int rows, std::int64_t voxels, std::int64_t tile, bool vectors,
+    // Starts to load a tile of a volume of one sample into a window.
+    template <int Channels>
+    __device__ static void fetch(const T* volume, int channels, std::int64_t voxels, std::int64_t tile, bool vectors,
                                  T* window) {
-        if (volume != nullptr && tile * kVoxels < voxels && ChannelsLast) {
-            for_each_piece<Rows>(rows, voxels, tile, [&](int to, std::int64_t from, int left) {
-                if (vectors) {
-                    copy_async<16>(window + to, left > 0 ? volume + from : volume, left > 0 ? 16 : 0);
-                } else {
+        if (volume != nullptr && tile * kVoxels < voxels) {
+            if constexpr (ChannelsLast) {
+                for_each_piece<Channels>(channels, voxels, tile, [&](int to, std::int64_t from, int left) {
+                    if (vectors) {
+                        copy_async<16>(window + to, left > 0 ? volume + from : volume, left > 0 ? 16 : 0);
+                    } else {
 #pragma unroll 1
-                    for (int j = 0; j < 8; ++j) window[to + j] = j < left ? volume[from + j] : from_float<T>(0.0f);
-                }
-            });
-        } else if (volume != nullptr && tile * kVoxels < voxels && vectors) {
-            const int lane = threadIdx.x % kWarpSize;
-            const std::int64_t left = voxels - tile * kVoxels - lane % kPieces * 8;
-            const T* from = volume + first_piece(voxels) + tile * kVoxels;
-            T* to = window + lane / kPieces * kPitch + lane % kPieces * 8;
-#pragma unroll
-            for (int row = 0; row < Rows; row += kRowsAtOnce) {
-                if (row + lane / kPieces < rows) {
-                    copy_async<16>(to + row * kPitch, left > 0 ? from : volume, left > 0 ? 16 : 0);
-                }
-                from += kRowsAtOnce * voxels;
+                        for (int j = 0; j < 8; ++j) window[to + j] = j < left ? volume[from + j] : from_float<T>(0.0f);
+                    }
+                });
+            } else {
+                rows_of_lane().fetch(volume, channels, voxels, tile * kVoxels, vectors, window);
             }
-        } else if (volume != nullptr && tile * kVoxels < voxels) {
-            fetch_elements<Rows>(volume, rows, voxels, tile, window);
         }
         copy_async_commit();
+    }
+
+    // A window that the warp has asked for, when only the `Newest` groups after it may still be on their way.
+    template <int Newest>
+    __device__ static void wait(const T* volume, int channels, std::int64_t voxels, bool vectors, T* window) {
+        copy_async_wait<Newest>();
+        __syncwarp();
+        if constexpr (!ChannelsLast) {
+            if (vectors || volume == nullptr) return;
+            rows_of_lane().template align<kRowsAtOnce>(volume, channels, voxels, window);
+            __syncwarp();
+        }
     }
 
     // The normalised input as fragments: rows are voxels.
@@ -291,27 +264,7 @@ struct Forward {
             });
             return;
         }
-        const int lane = threadIdx.x % kWarpSize;
-        if (!vectors) {
-            const int column = lane % kVoxels;
-            if (tile * kVoxels + column >= voxels) return;
-            T* const to = volume + tile * kVoxels + column;
-#pragma unroll 8
-            for (int row = lane / kVoxels; row < rows; row += kElementRows) {
-                to[row * voxels] = window[row * kPitch + column];
-            }
-            return;
-        }
-        const std::int64_t left = voxels - tile * kVoxels - lane % kPieces * 8;
-        T* to = volume + first_piece(voxels) + tile * kVoxels;
-        const T* from = window + lane / kPieces * kPitch + lane % kPieces * 8;
-#pragma unroll
-        for (int row = 0; row < O; row += kRowsAtOnce) {
-            if (row + lane / kPieces < rows && left > 0) {
-                *reinterpret_cast<Vector<T, 8>*>(to) = *reinterpret_cast<const Vector<T, 8>*>(from + row * kPitch);
-            }
-            to += kRowsAtOnce * voxels;
-        }
+        rows_of_lane().store(window, rows, voxels, tile * kVoxels, vectors, volume);
     }
 };
 
@@ -393,8 +346,8 @@ __global__ void __launch_bounds__(Forward<T, C, O, ChannelsLast>::kMaxWarps* kWa
 
     const int compress_pitch = pitch_of(hidden);
     for (std::int64_t tile = first; tile < p.plan.tiles; tile += step) {
-        copy_async_wait<1>();  // the input; the residual may still be on its way
-        __syncwarp();
+        // The residual may still be on its way.
+        Core::template wait<1>(input, channels, extents.voxels, p.vectors, input_window);
         unsigned a[C / 16][Core::kFragments][4];
         Core::load_normalized(input_window, affine, a);
         __syncwarp();
@@ -413,8 +366,8 @@ __global__ void __launch_bounds__(Forward<T, C, O, ChannelsLast>::kMaxWarps* kWa
             Core::compress(h, compress + chunk, compress_pitch, acc);
         }
 
-        copy_async_wait<1>();  // the residual; the next input may still be on its way
-        __syncwarp();
+        // The next input may still be on its way.
+        Core::template wait<1>(residual, outputs, extents.voxels, p.vectors, output_window);
         Core::finish(acc, residual != nullptr, output_window);
         __syncwarp();
         Core::store(output_window, outputs, extents.voxels, tile, p.vectors, output);

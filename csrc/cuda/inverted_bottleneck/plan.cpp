@@ -54,9 +54,9 @@ std::int64_t shared_bytes(const BackwardPlan& plan) {
     const auto tile = [](int channels) {  // in the memory format that takes more
         return std::int64_t{std::max(channels * pitch_of(kVoxels), kVoxels * pitch_of(channels))};
     };
-    const std::int64_t elements = h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) + 3 * tile(plan.channels) +
+    const std::int64_t elements = h * pitch_of(plan.channels) + o * pitch_of(plan.hidden) + 4 * tile(plan.channels) +
                                   2 * tile(plan.outputs) + h * pitch_of(kVoxels);
-    return 2 * elements + 4 * (4 * c + 3 * h + BackwardPlan::kMaxWarps * 32);
+    return 2 * elements + 4 * (4 * c + 3 * h);
 }
 
 std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture) {

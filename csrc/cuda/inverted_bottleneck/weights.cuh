@@ -32,9 +32,9 @@ __device__ inline void load_vector(const Parameter& vector, int count, float* to
     }
 }
 
-// The norm of a channel of a sample: n = scale * x + shift, and (x - mean) rstd without its weight and bias.
+// The norm of a channel of a sample: n = scale * x + shift, and without its weight and bias rstd * x + offset.
 struct alignas(16) ChannelNorm {
-    float scale, shift, mean, rstd;
+    float scale, shift, rstd, offset;
 };
 
 __device__ inline ChannelNorm norm_of(const Bottleneck& p, std::int64_t sample, int channel) {
@@ -42,7 +42,7 @@ __device__ inline ChannelNorm norm_of(const Bottleneck& p, std::int64_t sample, 
     const float mean = p.mean[group];
     const float rstd = p.rstd[group];
     const float scale = load_parameter(p.norm_weight, channel) * rstd;
-    return {scale, fmaf(-mean, scale, load_parameter(p.norm_bias, channel)), mean, rstd};
+    return {scale, fmaf(-mean, scale, load_parameter(p.norm_bias, channel)), rstd, -mean * rstd};
 }
 
 // Four matrices for ldmatrix out of a row-major one, its origin at `matrix`: lane 8 j + r names row r of the j-th.
