@@ -99,6 +99,18 @@ py::dict convolution(bool scatter, const std::string& dtype, bool channels_last,
             result["ring_bytes"] = tile.planes(static_cast<int>(kernel[1]), affine).bytes();
             break;
         }
+        case ConvolutionCore::strided: {
+            const StridedTile& tile = plan.strided;
+            result["core"] = "strided";
+            result["direct"] = tile.direct;
+            result["threads"] = 32 * tile.warps;
+            result["blocks"] = batch * channels * tile.tiles();
+            result["tile"] = Three{tile.depth, 2 * tile.pairs, 4 * tile.quads};
+            result["tiles"] = Three{tile.tiles_d, tile.tiles_h, tile.tiles_w};
+            result["ring_bytes"] =
+                StridedTile::planes(!tile.direct, affine) * tile.layout(static_cast<int>(kernel[0])).plane_bytes();
+            break;
+        }
     }
     return result;
 }

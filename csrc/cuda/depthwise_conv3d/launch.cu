@@ -6,6 +6,7 @@
 #include "general_weight_gradient.h"
 #include "streaming_convolution.h"
 #include "streaming_weight_gradient.h"
+#include "strided_convolution.h"
 #include "strided_weight_gradient.h"
 #include "weight_gradient_reduction.h"
 
@@ -18,6 +19,8 @@ cudaError_t launch_convolution(const ConvolutionProblem& problem, const Convolut
             return launch_banded_convolution(problem, plan.banded, moments, stream);
         case ConvolutionCore::general:
             return launch_general_convolution(problem, moments, stream);
+        case ConvolutionCore::strided:
+            return launch_strided_convolution(problem, plan.strided, moments, stream);
         case ConvolutionCore::streaming:
             return launch_streaming_convolution(problem, plan.streaming, moments, stream);
     }

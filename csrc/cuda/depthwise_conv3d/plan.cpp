@@ -112,6 +112,58 @@ BandedTile banded_tile(const ConvolutionProblem& p) {
     return best;
 }
 
+// ---- a gather at stride 2 ----
+
+bool takes_strided(const ConvolutionProblem& p, int architecture) {
+    return architecture >= 80 && p.type != ScalarType::float32 && !p.channels_last && !p.scatter &&
+           is(p.geometry.stride, 2) && takes_streaming(p) && p.input_size.h * p.input_size.w < INT_MAX / 16 &&
+           p.batch * p.channels < INT_MAX / 4;
+}
+
+// Bytes of a plane at most: eight of them, where a gradient is computed, fit where 99 KiB are all.
+constexpr int kMostStridedPlaneBytes = 11 * 1024 + 512;
+// Warps that a multiprocessor should have to hide its latencies: three blocks of four.
+constexpr std::int64_t kStridedConvolutionWarps = 12;
+// What begins and ends a block costs about as much as so many input planes.
+constexpr std::int64_t kStridedPlanesABlock = 4;
+
+// The tile follows from the shape alone, cut along D as banded_tile() does.
+StridedTile strided_tile(const ConvolutionProblem& p) {
+    const auto k = static_cast<int>(p.geometry.kernel.d);
+    const Triple out = p.output_size;
+    StridedTile tile{};
+    const std::int64_t quads = ceil_div(out.w, 4);
+    tile.tiles_w = static_cast<int>(ceil_div(quads, StridedTile::kWindows));
+    tile.quads = static_cast<int>(ceil_div(quads, tile.tiles_w));
+    constexpr int kMostWindows = StridedTile::kMostWarps * StridedTile::kFragments * StridedTile::kWindows;
+    const std::int64_t pairs = ceil_div(out.h, 2);
+    tile.pairs = static_cast<int>(std::min<std::int64_t>(pairs, kMostWindows / tile.quads));
+    while (tile.layout(k).plane_bytes() > kMostStridedPlaneBytes) --tile.pairs;
+    tile.tiles_h = static_cast<int>(ceil_div(pairs, tile.pairs));
+    tile.pairs = static_cast<int>(ceil_div(pairs, tile.tiles_h));
+    tile.warps = static_cast<int>(ceil_div(tile.pairs * tile.quads, StridedTile::kFragments * StridedTile::kWindows));
+
+    int depth = 0;
+    double least = 0.0;
+    for (std::int64_t cuts = 1; cuts <= std::min<std::int64_t>(out.d, 64); ++cuts) {
+        tile.depth = static_cast<int>(ceil_div(out.d, cuts));
+        tile.tiles_d = static_cast<int>(ceil_div(out.d, tile.depth));
+        const std::int64_t blocks = p.batch * p.channels * tile.tiles();
+        const std::int64_t planes = 2 * tile.depth + k - 2 + kStridedPlanesABlock;
+        const double warps = static_cast<double>(blocks * tile.warps) / kProcessors;
+        const double cost = static_cast<double>(ceil_div(blocks, kProcessors) * planes) /
+                            std::min(warps / static_cast<double>(kStridedConvolutionWarps), 1.0);
+        if (depth == 0 || cost < least) {
+            depth = tile.depth;
+            least = cost;
+        }
+    }
+    tile.depth = depth;
+    tile.tiles_d = static_cast<int>(ceil_div(out.d, depth));
+    tile.direct = p.input_size.w % 4 == 0 && aligned(p.input, 8) && !p.affine.given();
+    return tile;
+}
+
 // ---- the weight gradient ----
 
 bool takes_banded(const WeightGradientProblem& p, int architecture) {
@@ -291,13 +343,17 @@ StridedWeightTile strided_weight_tile(const WeightGradientProblem& p) {
 ConvolutionPlan plan_convolution(const ConvolutionProblem& p, int architecture) {
     if (takes_banded(p, architecture)) {
         const BandedTile tile = banded_tile(p);
-        return {ConvolutionCore::banded, tile.tiles(), {}, tile};
+        return {ConvolutionCore::banded, tile.tiles(), {}, tile, {}};
+    }
+    if (takes_strided(p, architecture)) {
+        const StridedTile tile = strided_tile(p);
+        return {ConvolutionCore::strided, tile.tiles(), {}, {}, tile};
     }
     if (takes_streaming(p)) {
         const StreamingTile tile = streaming_tile(p);
-        return {ConvolutionCore::streaming, tile.tiles(), tile, {}};
+        return {ConvolutionCore::streaming, tile.tiles(), tile, {}, {}};
     }
-    return {ConvolutionCore::general, general_moments_per_channel(p), {}, {}};
+    return {ConvolutionCore::general, general_moments_per_channel(p), {}, {}, {}};
 }
 
 WeightGradientPlan plan_weight_gradient(const WeightGradientProblem& p, int architecture) {

@@ -16,7 +16,8 @@ namespace mednext_ops::cuda::depthwise_conv3d {
 // general: any kernel, stride, dilation, type and format, in float FMAs, one output at a time.
 // streaming: KxKxK and 1xKxK, K = 3, 5, 7, of every type and format, in float FMAs.
 // banded: 16-bit NCDHW at stride 1 on tensor cores (sm_80 and newer).
-enum class ConvolutionCore { general, streaming, banded };
+// strided: 16-bit NCDHW, a gather of KxKxK at stride 2 along all axes on tensor cores (sm_80 and newer).
+enum class ConvolutionCore { general, streaming, banded, strided };
 
 // The tile of a block of threads of the banded core. Eight outputs along W are an octet; a warp makes `fragments`, one
 // or four, of 16 octets, which are numbered along the rows of the tile.
@@ -45,11 +46,49 @@ struct BandedTile {
     constexpr int tiles() const { return tiles_d * tiles_h * tiles_w; }  // blocks a sample and channel
 };
 
+// A plane of a strided tile in shared memory: rows of windows, an octet apart and two wide, with an octet more that the
+// copies of staged rows may reach.
+struct StridedLayout {
+    int rows;
+    int quads;  // windows a row
+
+    constexpr int row_bytes() const { return 16 * (quads + 2); }
+    constexpr int row_chunks() const { return 2 * (quads + 2); }   // of four elements
+    constexpr int used_chunks() const { return 2 * (quads + 1); }  // of a row, that windows reach
+    constexpr int chunks() const { return rows * row_chunks(); }
+    constexpr int plane_bytes() const { return (rows * row_bytes() + 127) / 128 * 128; }
+};
+
+// The tile of a block of threads of the strided core. Four outputs along W are a quad; a warp makes two fragments of 16
+// quads in two rows, which are numbered along the pairs of rows of the tile.
+struct StridedTile {
+    static constexpr int kMostWarps = 4;
+    static constexpr int kFragments = 2;
+    static constexpr int kWindows = 16;  // of a fragment
+
+    bool direct;  // input rows are whole chunks of 8 bytes, and need no computing
+    int warps;
+    int quads;  // of a row of the tile
+    int pairs;  // of output rows
+    int depth;  // output planes of a block
+    int tiles_d, tiles_h, tiles_w;
+
+    constexpr std::int64_t tiles() const { return static_cast<std::int64_t>(tiles_d) * tiles_h * tiles_w; }
+    constexpr StridedLayout layout(int kernel) const { return {4 * pairs + kernel - 2, quads}; }
+
+    // Input planes on their way, and those in shared memory: where they are staged, two of them are operands.
+    static constexpr int stages(bool staged) { return staged ? 3 : 4; }
+    static constexpr int planes(bool staged, bool mapped) {
+        return staged ? stages(true) * (mapped ? 2 : 1) + 2 : stages(false);
+    }
+};
+
 struct ConvolutionPlan {
     ConvolutionCore core;
     std::int64_t moments_per_channel;  // written a sample and channel where statistics are asked for
     StreamingTile streaming;           // of that core
     BandedTile banded;                 // of that core
+    StridedTile strided;               // of that core
 };
 
 // As above, and strided: 16-bit NCDHW, KxKxK at stride 2 on tensor cores (sm_80 and newer).
