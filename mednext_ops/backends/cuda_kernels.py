@@ -84,7 +84,7 @@ class CudaKernels(ABC):
             return f"its {problem.op} runs on tensor cores, in 16 bits: for float32 the products of torch are as fast"
         channels = problem.shape[1], problem.hidden_channels or 0, problem.out_channels or 0
         grn, backward = "grn" in problem.flags, problem.op.endswith("backward")
-        if self._is_fused(channels, grn, backward) or not (grn or problem.channels_last):
+        if self._is_fused(channels, grn, backward, problem.channels_last) or not (grn or problem.channels_last):
             return None
         kind = " with GRN" if grn else " in channels_last_3d"
         return (
@@ -92,9 +92,12 @@ class CudaKernels(ABC):
             f"and shared memory of sm_{self.architecture()}, and around torch's products it has no kernels{kind}"
         )
 
-    def _is_fused(self, channels: tuple[int, int, int], grn: bool, backward: bool) -> bool:
-        """Whether one kernel takes C input, R hidden and O output channels."""
-        return _fits(self._library, channels, grn, backward, self.architecture())
+    def _is_fused(self, channels: tuple[int, int, int], grn: bool, backward: bool, channels_last: bool) -> bool:
+        """Whether one kernel makes it all of C input, R hidden and O output channels."""
+        if not _fits(self._library, channels, grn, backward, self.architecture()):
+            return False
+        # Measured on an H200: beyond 64 channels products of a library are faster, where there are kernels around them.
+        return grn or channels_last or max(channels[0], channels[2]) <= 64
 
     @property
     def _native(self) -> Any:
@@ -192,7 +195,8 @@ class CudaKernels(ABC):
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
         """input [N, C, D, H, W], expand_weight [R, C], compress_weight [O, R] -> [N, O, D, H, W], dtype kept."""
-        if not self._is_fused((input.shape[1], *expand_weight.shape[:1], *compress_weight.shape[:1]), bool(grn), False):
+        channels = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
+        if not self._is_fused(channels, grn is not None, False, _is_channels_last(input)):
             return cuda_products.forward(
                 self._native, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
                 compress_bias, residual,
@@ -217,7 +221,8 @@ class CudaKernels(ABC):
         needs: InvertedBottleneckNeeds,
     ) -> InvertedBottleneckGradients:
         """The gradients that ``needs`` names, from the forward's inputs alone; those of parameters in float32."""
-        if not self._is_fused((input.shape[1], *expand_weight.shape[:1], *compress_weight.shape[:1]), bool(grn), True):
+        channels = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
+        if not self._is_fused(channels, grn is not None, True, _is_channels_last(input)):
             return cuda_products.backward(
                 self._native, grad_output, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias,
                 compress_weight, needs,
@@ -267,6 +272,10 @@ class CudaKernels(ABC):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scale, slope and offset [N, C] of a :class:`GroupNormGradient`, from the sums [N, C] of the gradient."""
         return self._native.group_norm_input_gradient(grad_sum, grad_dot_normalized, mean, rstd, weight, voxels)
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    return memory_format_of(tensor) == torch.channels_last_3d
 
 
 def _declined_pointwise(problem: Problem) -> str | None:

@@ -333,7 +333,9 @@ def begins_at(volume: torch.Tensor, element: int) -> torch.Tensor:
     return part.copy_(volume)
 
 
-@pytest.mark.parametrize("shape", [(32, 64, 32), (64, 128, 32), (32, 64, 64), (20, 45, 9), (64, 64, 128), (128, 128, 64)])
+@pytest.mark.parametrize(
+    "shape", [(32, 64, 32), (64, 128, 32), (32, 64, 64), (20, 45, 9), (64, 64, 128), (128, 128, 64)]
+)
 @pytest.mark.parametrize("size", [(3, 5, 7), (2, 3, 22)])
 def test_rows_that_begin_anywhere(emulated, size, shape):
     case = Case.draw(shape, size, 2, torch.bfloat16)
