@@ -1,11 +1,12 @@
 """Times of our kernels at the stages of MedNeXt, and of training steps, on a GPU: in seconds, with nothing to compile.
 
     python benchmarks/gpu_times.py --output h200.json            # ours
-    python benchmarks/gpu_times.py --output h200.json --eager    # PyTorch's operators and networks too
+    python benchmarks/gpu_times.py --output h200.json --eager    # PyTorch's operators too
+    python benchmarks/gpu_times.py --output h200.json --only networks --baselines eager compile monai --variant B
 
 Operators are CUDA graphs on a cold L2 cache, each the median of nine (mednext/bench/clocks.py). A training step is that
 of `mednext bench network`: forward, cross entropy at every level, backward, AdamW; launched by Python, and for ours as
-one CUDA graph too. No result is checked here: tests and benchmarks/parity do that.
+one CUDA graph too. No result is checked here: tests and benchmarks/parity do that. What cannot run is told in its row.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mednext.bench.network_task import TRAINING, NetworkTask
 from mednext.bench.networks import NetworkProblem
 from mednext.bench.op_task import OpTask
 from mednext.bench.operators import OPERATORS, OpProblem
+from mednext.bench.suites import BASELINES
 from mednext.bench.task import Implementation
 from mednext_ops import info
 
@@ -72,11 +75,12 @@ def operators(device: torch.device, dtypes: list[str], formats: list[bool], eage
     return rows
 
 
-def training_step(device: torch.device, problem: NetworkProblem, source: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"network": str(problem), "dtype": problem.dtype, "source": source}
-    timer = Timer(device, 0.0, SAMPLES)
-    for graph in (False, True) if source == "mednext" else (False,):
-        bound = NetworkTask("network", problem, TRAINING).bind(Implementation(source, source, graph=graph), device)
+def training_step(device: torch.device, problem: NetworkProblem, implementation: Implementation) -> dict[str, Any]:
+    row: dict[str, Any] = {"network": str(problem), "dtype": problem.dtype, "source": implementation.name}
+    samples = SAMPLES if implementation.source == "mednext" else 3
+    timer = Timer(device, 0.0, samples)
+    for graph in (False, True) if implementation.source == "mednext" else (False,):
+        bound = NetworkTask("network", problem, TRAINING).bind(replace(implementation, graph=graph), device)
         for _ in range(3):
             bound.call()
         if not graph:
@@ -93,12 +97,32 @@ def training_step(device: torch.device, problem: NetworkProblem, source: str) ->
     return row
 
 
+def networks(
+    device: torch.device, variants: list[str], kernel_sizes: list[int], baselines: list[str]
+) -> Iterator[dict[str, Any]]:
+    ours = Implementation("mednext", "mednext")
+    for implementation in (ours, *(BASELINES[name] for name in baselines)):
+        for variant in variants:
+            for k in kernel_sizes:
+                problem = NetworkProblem(variant, k, 128, 1, "bf16")
+                try:
+                    yield training_step(device, problem, implementation)
+                except (RuntimeError, ImportError) as error:  # torch.OutOfMemoryError is a RuntimeError
+                    name = {"network": str(problem), "source": implementation.name}
+                    yield name | {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+                    torch.cuda.empty_cache()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=["bf16", "fp16", "fp32"])
     parser.add_argument("--channels-last", action="store_true", help="in channels_last_3d too")
     parser.add_argument("--eager", action="store_true", help="PyTorch's own beside ours")
+    parser.add_argument("--only", choices=["operators", "networks"], help="one part alone")
+    parser.add_argument(
+        "--baselines", nargs="*", default=[], choices=sorted(BASELINES), help="other networks beside ours"
+    )
     parser.add_argument("--variant", nargs="*", default=["S", "B"])
     parser.add_argument("--kernel-size", nargs="*", type=int, default=[3, 5, 7])
     options = parser.parse_args()
@@ -111,17 +135,22 @@ def main() -> None:
         "git": facts["build"].get("git"),
     }
     formats = [False, True] if options.channels_last else [False]
-    with torch.cuda.stream(torch.cuda.Stream()):
-        report["operators"] = operators(device, options.dtype, formats, options.eager)
+
+    # Written after every row: what has been measured is kept, whatever comes.
+    def keep() -> None:
         options.output.write_text(json.dumps(report, indent=1) + "\n")
-        report["networks"] = [
-            training_step(device, NetworkProblem(variant, k, 128, 1, "bf16"), source)
-            for variant in options.variant
-            for k in options.kernel_size
-            for source in (("mednext", "eager") if options.eager else ("mednext",))
-        ]
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{len(report['operators'])} operators and {len(report['networks'])} networks in {options.output}")
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        if options.only != "networks":
+            report["operators"] = operators(device, options.dtype, formats, options.eager)
+            keep()
+        if options.only != "operators":
+            report["networks"] = []
+            for row in networks(device, options.variant, options.kernel_size, options.baselines):
+                report["networks"].append(row)
+                keep()
+    counts = " and ".join(f"{len(report[part])} {part}" for part in ("operators", "networks") if part in report)
+    print(f"{counts} in {options.output}")
 
 
 if __name__ == "__main__":
