@@ -113,7 +113,8 @@ __device__ inline float gelu_with_slope(float& x) {
         const float z = fminf(fabsf(x), detail::kTailUnderflow);
         const float tail = detail::normal_tail<T, Summand>(z);
         const float density = exp2_approximate(fmaf(-kHalfLog2E * z, z, kLog2DensityAtZero));
-        const float slope = fmaf(x, density, x < 0.0f ? kUnscale * tail : fmaf(-kUnscale, tail, 1.0f));
+        const float below = kUnscale * tail;  // 1 - below is one instruction where nothing is scaled, and else fused
+        const float slope = fmaf(x, density, x < 0.0f ? below : 1.0f - below);
         x = detail::gelu_of<T, Summand>(x, z, tail);
         return slope;
     }

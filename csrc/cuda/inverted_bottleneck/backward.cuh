@@ -22,6 +22,7 @@
 #include "../common/gelu.cuh"
 #include "../common/launch.h"
 #include "../common/mma.cuh"
+#include "../common/opaque.cuh"
 #include "../common/shared_memory.cuh"
 #include "backward.h"
 #include "voxel_rows.cuh"
@@ -43,7 +44,7 @@ struct Backward {
     static constexpr int kPitch = Rows::kPitch;  // of a row of voxels
     static constexpr int kRows = BackwardPlan::kRows;
     static constexpr int kFragments = kRows / 16;
-    static constexpr int kMaxThreads = BackwardPlan::kMaxWarps * kWarpSize;
+    static constexpr int kResidentThreads = BackwardPlan::resident_warps(C, O) * kWarpSize;  // more than a block has
 
     // How a tile of `Channels` lies: elements from one row to the next, and all of them.
     template <int Channels>
@@ -100,13 +101,13 @@ struct Backward {
 
     // Starts to load a tile of a volume of one sample.
     template <int Channels>
-    __device__ static void fetch(const T* volume, int channels, std::int64_t voxels, std::int64_t begin, bool vectors,
+    __device__ static void fetch(const Rows& rows, const T* volume, int channels, std::int64_t begin, bool vectors,
                                  T* tile) {
         if constexpr (!ChannelsLast) {
-            Rows(threadIdx.x, blockDim.x).fetch(volume, channels, voxels, begin, vectors, tile);
+            rows.fetch(volume, channels, begin, vectors, tile);
             return;
         }
-        for_each_piece<Channels>(channels, voxels, begin, [&](int to, std::int64_t from, int left) {
+        for_each_piece<Channels>(channels, rows.voxels, begin, [&](int to, std::int64_t from, int left) {
             if (vectors) {
                 copy_async<16>(tile + to, left > 0 ? volume + from : volume, left > 0 ? 16 : 0);
             } else {
@@ -119,13 +120,13 @@ struct Backward {
     }
 
     // Stores a tile.
-    __device__ static void store(const T* tile, int channels, std::int64_t voxels, std::int64_t begin, bool vectors,
+    __device__ static void store(const Rows& rows, const T* tile, int channels, std::int64_t begin, bool vectors,
                                  T* volume) {
         if constexpr (!ChannelsLast) {
-            Rows(threadIdx.x, blockDim.x).store(tile, channels, voxels, begin, vectors, volume);
+            rows.store(tile, channels, begin, vectors, volume);
             return;
         }
-        for_each_piece<C>(channels, voxels, begin, [&](int from, std::int64_t to, int left) {
+        for_each_piece<C>(channels, rows.voxels, begin, [&](int from, std::int64_t to, int left) {
             if (vectors) {
                 if (left > 0) {
                     *reinterpret_cast<Vector<T, 8>*>(volume + to) = *reinterpret_cast<const Vector<T, 8>*>(tile + from);
@@ -154,41 +155,42 @@ struct Backward {
     }
 
     // n and yhat of the input that has landed. `norms` has zeros where channels are filled up.
-    __device__ static void normalize(const T* input, const T* volume, int channels, std::int64_t voxels, bool vectors,
+    __device__ static void normalize(const Rows& rows, const T* input, const T* volume, int channels, bool vectors,
                                      const ChannelNorm* norms, T* normalized, T* unit) {
         if constexpr (ChannelsLast) {
-            for_each_piece<C>(channels, voxels, 0, [&](int at, std::int64_t, int) {
+            for_each_piece<C>(channels, rows.voxels, 0, [&](int at, std::int64_t, int) {
                 const auto x = *reinterpret_cast<const Vector<T, 8>*>(input + at);
                 normalize_eight(x, [&](int j) { return norms[at % pitch<C> + j]; }, normalized + at, unit + at);
             });
         } else {
-            const Rows rows(threadIdx.x, blockDim.x);
+            const T* of_row = volume + rows.first_row;
+            int at = rows.first * kPitch + rows.column;
             for (int row = rows.first; row < channels; row += rows.step) {
-                const T* const from = input + row * kPitch;
-                const auto x = vectors ? *reinterpret_cast<const Vector<T, 8>*>(from + rows.column)
-                                       : Rows::eight(from, rows.column + Rows::shift_of(volume + row * voxels));
+                const auto x = vectors ? *reinterpret_cast<const Vector<T, 8>*>(input + at)
+                                       : Rows::eight(input + at, Rows::shift_of(of_row));
                 const ChannelNorm norm = norms[row];
-                const int at = row * kPitch + rows.column;
                 normalize_eight(x, [&](int) { return norm; }, normalized + at, unit + at);
+                of_row += rows.row_step;
+                at += rows.step * kPitch;
             }
         }
     }
 
     // acc [32 rows, 16] += left [32, K] right [K, 16]; `right` has K rows, with RightTransposed K columns. With Fresh,
-    // acc begins at `begin` of its row: g and g + 8 of a fragment.
+    // acc begins at `begin` of its row: g and g + 8 of a fragment. `left` and `right` are what this lane names for
+    // ldmatrix: as_left, as_right.
     template <int K, bool LeftTransposed, bool RightTransposed, bool Fresh>
     __device__ static void multiply(const T* left, int left_pitch, const T* right, int right_pitch,
                                     float (&acc)[kFragments][2][4], const float (&begin)[kFragments][2] = {}) {
 #pragma unroll
         for (int k = 0; k < K; k += 16) {
             unsigned b[4];
-            const T* const from = right + (RightTransposed ? k : k * right_pitch);
-            ldmatrix<4, !RightTransposed>(b, quarter(from, right_pitch, !RightTransposed));
+            ldmatrix<4, !RightTransposed>(b, right + (RightTransposed ? k : k * right_pitch));
 #pragma unroll
             for (int f = 0; f < kFragments; ++f) {
                 unsigned a[4];
-                const T* block = left + (LeftTransposed ? k * left_pitch + 16 * f : 16 * f * left_pitch + k);
-                ldmatrix<4, LeftTransposed>(a, quarter(block, left_pitch, !LeftTransposed));
+                ldmatrix<4, LeftTransposed>(
+                    a, left + (LeftTransposed ? k * left_pitch + 16 * f : 16 * f * left_pitch + k));
                 const float rows[4] = {begin[f][0], begin[f][0], begin[f][1], begin[f][1]};
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
@@ -201,6 +203,13 @@ struct Backward {
                 }
             }
         }
+    }
+
+    // Where this lane's row lies. Opaque: else it is computed again for each use, with more instructions than products.
+    __device__ static int opaque_quarter(int pitch, bool rows_first) {
+        int place = quarter(pitch, rows_first);
+        make_opaque(place);
+        return place;
     }
 
     // pre becomes h, grad (of h) becomes that of pre, its sums are added. With GRN it is adjusted first: gain and slope
@@ -239,18 +248,19 @@ struct Backward {
 #pragma unroll
         for (int i = 0; i < 4 * kFragments; ++i) {  // fragment, half of the voxels, half of the rows
             const float* const pair = values[i / 4][i / 2 % 2] + i % 2 * 2;
-            operand[i / 4][i % 4] = pack(from_float<T>(pair[0]), from_float<T>(pair[1]));
+            operand[i / 4][i % 4] = round_pair<T>(pair[0], pair[1]);
         }
     }
 
-    // sums [32 rows, K] += left [32, 16 voxels] right^T; `right` is 16 voxels of a tile of K channels.
+    // sums [32 rows, K] += left [32, 16 voxels] right^T; `right` is this lane's row of 16 voxels of a tile of K
+    // channels.
     template <int K>
     __device__ static void accumulate(const unsigned (&left)[kFragments][4], const T* right,
                                       float (&sums)[kFragments][K / 8][4]) {
 #pragma unroll
         for (int n = 0; n < K / 8; n += 2) {
             unsigned b[4];
-            ldmatrix<4, ChannelsLast>(b, quarter(right + place<K>(8 * n, 0), pitch<K>, ChannelsLast));
+            ldmatrix<4, ChannelsLast>(b, right + place<K>(8 * n, 0));
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const unsigned operand[2] = {b[2 * half], b[2 * half + 1]};
@@ -270,14 +280,20 @@ struct Backward {
         constexpr int kRight = ChannelsLast ? pitch_of(C) : kPitch;
         const T* const left = ChannelsLast ? grad_hidden : expand;
         const T* const right = ChannelsLast ? expand : grad_hidden;
+        const int left_quarter = opaque_quarter(kLeft, false);
+        const int right_quarter = opaque_quarter(kRight, true);
         const int warps = blockDim.x / kWarpSize;
         for (int i = threadIdx.x / kWarpSize; i < kRowsOfTile / kRows * kColumns; i += warps) {
             const int of_row = i / kColumns * kRows;
             const int of_column = i % kColumns * 16;
             float acc[kFragments][2][4] = {};
+            const T* from_left = left + of_row + left_quarter;
+            const T* from_right = right + of_column + right_quarter;
+#pragma unroll 2
             for (int k = 0; k < hidden; k += 32) {
-                multiply<32, true, false, false>(left + k * kLeft + of_row, kLeft, right + k * kRight + of_column,
-                                                 kRight, acc);
+                multiply<32, true, false, false>(from_left, kLeft, from_right, kRight, acc);
+                from_left += 32 * kLeft;
+                from_right += 32 * kRight;
             }
             T* const to = grad + (of_row + lane / 4) * pitch<C> + of_column + lane % 4 * 2;
 #pragma unroll
@@ -335,8 +351,8 @@ struct Backward {
     }
 };
 
-template <typename T, int C, int O, bool ChannelsLast>
-__global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
+template <typename T, int C, int O, bool ChannelsLast, BackwardPass::Kind Kind>
+__global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kResidentThreads, 1)
     fused_backward(const __grid_constant__ BackwardParameters p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
     __trap();  // the planner does not come here
@@ -344,6 +360,9 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
     using Core = Backward<T, C, O, ChannelsLast>;
     constexpr int kPitch = Core::kPitch;
     constexpr int kFragments = Core::kFragments;
+    constexpr bool kHidden = Kind != BackwardPass::Kind::squares;
+    constexpr bool kSquares = Kind == BackwardPass::Kind::squares;
+    constexpr bool kAdjusted = Kind == BackwardPass::Kind::adjusted;
     const BackwardPass& pass = p.pass;
     const Extents& extents = p.bottleneck.extents;
     const std::int64_t voxels = extents.voxels;
@@ -372,17 +391,19 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
     float* const gain = shared_array(shared.gain);
     float* const slope = shared_array(shared.slope);
 
-    const bool with_grad = pass.grad_output != nullptr;
+    const bool with_grad = !kSquares || pass.grad_output != nullptr;
+    const bool with_compress = !kAdjusted && with_grad;
     const T* const input = static_cast<const T*>(p.bottleneck.input) + sample * channels * voxels;
     const T* const grad_output = static_cast<const T*>(pass.grad_output) + (with_grad ? sample * outputs * voxels : 0);
     T* const grad_volume = static_cast<T*>(pass.grad) + (pass.grad != nullptr ? sample * channels * voxels : 0);
-    const auto fetch = [&](std::int64_t tile, int stage) {
+    const typename Core::Rows rows(threadIdx.x, blockDim.x, voxels);
+    const auto fetch = [&](int tile, int stage) {
         if (tile < p.plan.tiles) {
-            const std::int64_t begin = tile * Core::kVoxels;
-            Core::template fetch<C>(input, channels, voxels, begin, p.vectors, input_tile);
+            const std::int64_t begin = std::int64_t{tile} * Core::kVoxels;
+            Core::template fetch<C>(rows, input, channels, begin, p.vectors, input_tile);
             if (with_grad) {
                 T* const to = grad_tiles + stage * Core::tile(O);
-                Core::template fetch<O>(grad_output, outputs, voxels, begin, p.vectors, to);
+                Core::template fetch<O>(rows, grad_output, outputs, begin, p.vectors, to);
             }
         }
         copy_async_commit();
@@ -402,7 +423,7 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
     load_matrix(p.bottleneck.expand_weight, real_hidden, channels, expand, hidden, C);
     load_matrix(p.bottleneck.compress_weight, outputs, real_hidden, compress, O, hidden);
     load_vector(p.bottleneck.expand_bias, real_hidden, expand_bias, hidden);
-    if (pass.gain != nullptr) {
+    if constexpr (kAdjusted) {
         load_vector({pass.gain + sample * real_hidden, ScalarType::float32}, real_hidden, gain, hidden);
         load_vector({pass.slope + sample * real_hidden, ScalarType::float32}, real_hidden, slope, hidden);
     }
@@ -420,6 +441,20 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
     for (int i = 0; i < 2 * kFragments; ++i) bias[i / 2][i % 2] = expand_bias[first_row + 8 * i + lane / 4];
     float output_sum = 0.0f;  // of row threadIdx % O, a share of the columns
     int stage = 0;
+    // What this lane names for ldmatrix: of the weights, and of 16 voxels of a tile as a right operand and transposed.
+    const T* const expand_left = expand + (first_row * pitch_of(C) + Core::opaque_quarter(pitch_of(C), true));
+    const T* const compress_left = compress + (first_row + Core::opaque_quarter(pitch_of(hidden), false));
+    const int input_right = Core::opaque_quarter(Core::template pitch<C>, !ChannelsLast);
+    const int input_columns = Core::opaque_quarter(Core::template pitch<C>, ChannelsLast);
+    const int output_right = Core::template pitch<C> == Core::template pitch<O>
+                                 ? input_right
+                                 : Core::opaque_quarter(Core::template pitch<O>, !ChannelsLast);
+    const int output_columns = Core::template pitch<C> == Core::template pitch<O>
+                                   ? input_columns
+                                   : Core::opaque_quarter(Core::template pitch<O>, ChannelsLast);
+    int of_lane = (first_row + lane / 4) * kPitch + lane % 4 * 2;
+    make_opaque(of_lane);
+    T* const grad_hidden_of_lane = grad_hidden + of_lane;
     for (int tile = part; tile < p.plan.tiles; tile += p.plan.parts) {
         const std::int64_t begin = std::int64_t{tile} * Core::kVoxels;
         T* const output_tile = grad_tiles + stage * Core::tile(O);
@@ -427,16 +462,15 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
         if constexpr (!ChannelsLast) {
             if (!p.vectors) {
                 __syncwarp();  // a row's pieces came by the lanes of one warp
-                const typename Core::Rows rows(threadIdx.x, blockDim.x);
-                if (with_grad) rows.template align<1>(grad_output, outputs, voxels, output_tile);
+                if (with_grad) rows.template align<1>(grad_output, outputs, output_tile);
             }
         }
-        Core::normalize(input_tile, input, channels, voxels, p.vectors, norms, normalized, unit);
+        Core::normalize(rows, input_tile, input, channels, p.vectors, norms, normalized, unit);
         __syncthreads();
         stage ^= 1;
         fetch(tile + p.plan.parts, stage);
         if (pass.grad != nullptr && tile != part) {  // of the tile before, which all warps have made
-            Core::store(grad_tile, channels, voxels, begin - std::int64_t{p.plan.parts} * Core::kVoxels, p.vectors,
+            Core::store(rows, grad_tile, channels, begin - std::int64_t{p.plan.parts} * Core::kVoxels, p.vectors,
                         grad_volume);
         }
         const int inside = static_cast<int>(min(voxels - begin, std::int64_t{Core::kVoxels}));
@@ -444,39 +478,36 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
         for (int column = 16 * split; column < Core::kVoxels; column += 16 * p.plan.splits) {
             float pre[kFragments][2][4];
             float grad[kFragments][2][4] = {};
-            const T* const grad_columns = output_tile + Core::template place<O>(0, column);
-            Core::template multiply<C, false, ChannelsLast, true>(expand + first_row * pitch_of(C), pitch_of(C),
-                                                                  normalized + Core::template place<C>(0, column),
-                                                                  Core::template pitch<C>, pre, bias);
-            if (pass.hidden) {
-                Core::template multiply<O, true, ChannelsLast, true>(compress + first_row, pitch_of(hidden),
-                                                                     grad_columns, Core::template pitch<O>, grad);
+            const int of_input = Core::template place<C>(0, column);
+            const int of_output = Core::template place<O>(0, column);
+            Core::template multiply<C, false, ChannelsLast, true>(
+                expand_left, pitch_of(C), normalized + (of_input + input_right), Core::template pitch<C>, pre, bias);
+            if constexpr (kHidden) {
+                Core::template multiply<O, true, ChannelsLast, true>(compress_left, pitch_of(hidden),
+                                                                     output_tile + (of_output + output_right),
+                                                                     Core::template pitch<O>, grad);
             }
             const int left = inside - column - lane % 4 * 2;
-            if (pass.gain != nullptr) {
-                Core::template through_gelu<true>(pre, grad, gain + first_row, slope + first_row, left, sums);
-            } else {
-                Core::template through_gelu<false>(pre, grad, nullptr, nullptr, left, sums);
-            }
-            if (pass.squares) Core::add_squares(pre, left, sums);
+            Core::template through_gelu<kAdjusted>(pre, grad, gain + first_row, slope + first_row, left, sums);
+            if constexpr (kSquares) Core::add_squares(pre, left, sums);
 
             unsigned operand[kFragments][4];
-            if (pass.compress) {
+            if (with_compress) {
                 Core::to_operand(pre, operand);
-                Core::template accumulate<O>(operand, grad_columns, sums.compress);
+                Core::template accumulate<O>(operand, output_tile + (of_output + output_columns), sums.compress);
             }
-            if (pass.hidden) {
+            if constexpr (kHidden) {
                 Core::to_operand(grad, operand);
-                Core::template accumulate<C>(operand, unit + Core::template place<C>(0, column), sums.normalized);
+                Core::template accumulate<C>(operand, unit + (of_input + input_columns), sums.normalized);
+                T* const to = grad_hidden_of_lane + column;
 #pragma unroll
                 for (int i = 0; i < 4 * kFragments; ++i) {
-                    const int row = first_row + i / 4 * 16 + i % 2 * 8 + lane / 4;
-                    T* const to = grad_hidden + row * kPitch + column + i / 2 % 2 * 8 + lane % 4 * 2;
-                    *reinterpret_cast<unsigned*>(to) = operand[i / 4][i % 4];
+                    *reinterpret_cast<unsigned*>(to + (i / 4 * 16 + i % 2 * 8) * kPitch + i / 2 % 2 * 8) =
+                        operand[i / 4][i % 4];
                 }
             }
         }
-        if (pass.compress) {
+        if (with_compress) {
             const int segments = blockDim.x / O;
             for (int piece = threadIdx.x / O; piece < Core::kVoxels / 8 && threadIdx.x / O < segments;
                  piece += segments) {
@@ -484,22 +515,22 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
             }
         }
         __syncthreads();
-        if (pass.grad != nullptr) Core::make_grad(expand, grad_hidden, hidden, grad_tile);
+        if (kHidden && pass.grad != nullptr) Core::make_grad(expand, grad_hidden, hidden, grad_tile);
     }
     copy_async_wait<0>();
     __syncthreads();
-    if (pass.grad != nullptr) {
+    if (kHidden && pass.grad != nullptr) {
         const std::int64_t last = p.plan.tiles - 1 - (p.plan.tiles - 1 - part) % p.plan.parts;
-        Core::store(grad_tile, channels, voxels, last * Core::kVoxels, p.vectors, grad_volume);
+        Core::store(rows, grad_tile, channels, last * Core::kVoxels, p.vectors, grad_volume);
     }
 
     float* const partial = pass.partial + ((sample * p.plan.parts + part) * p.plan.splits + split) * p.plan.sums();
-    if (pass.hidden) {
+    if constexpr (kHidden) {
         Core::template write<C>(sums.normalized, partial + p.plan.normalized() + first_row * C);
         Core::write_rows(sums.rows, partial + p.plan.hidden_sums() + first_row);
     }
-    if (pass.squares) Core::write_rows(sums.rows, partial + p.plan.squares() + first_row);
-    if (pass.compress) {
+    if constexpr (kSquares) Core::write_rows(sums.rows, partial + p.plan.squares() + first_row);
+    if (with_compress) {
         Core::template write<O>(sums.compress, partial + p.plan.compress() + first_row * O);
         auto* const of_thread = reinterpret_cast<float*>(grad_hidden);  // which nobody needs any more
         of_thread[threadIdx.x] = output_sum;
@@ -519,10 +550,20 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kMaxThreads)
 template <int C, int O>
 cudaError_t launch_backward_of_size(ScalarType type, const BackwardParameters& p, unsigned blocks,
                                     cudaStream_t stream) {
+    using Kind = BackwardPass::Kind;
     const auto launch_kind = [&]<typename T, bool ChannelsLast>() {
         const typename Backward<T, C, O, ChannelsLast>::Shared shared(p.plan.hidden);
         const auto threads = static_cast<unsigned>(p.plan.warps() * kWarpSize);
-        return launch<fused_backward<T, C, O, ChannelsLast>>({blocks, threads, shared.layout.bytes(), stream}, p);
+        const LaunchShape shape{blocks, threads, shared.layout.bytes(), stream};
+        switch (p.pass.kind) {
+            case Kind::squares:
+                return launch<fused_backward<T, C, O, ChannelsLast, Kind::squares>>(shape, p);
+            case Kind::adjusted:
+                return launch<fused_backward<T, C, O, ChannelsLast, Kind::adjusted>>(shape, p);
+            case Kind::complete:
+                break;
+        }
+        return launch<fused_backward<T, C, O, ChannelsLast, Kind::complete>>(shape, p);
     };
     const auto launch_type = [&]<typename T>() {
         return p.bottleneck.channels_last ? launch_kind.template operator()<T, true>()

@@ -10,12 +10,16 @@ namespace mednext_ops::cuda::inverted_bottleneck {
 
 // What a pass over the tensors makes. Each sum has its place in the workspace; the others there are left alone.
 struct BackwardPass {
-    const void* grad_output;  // null: only `squares`
+    // Without GRN there is one pass, and with it two: the second one needs the sums of the first.
+    enum class Kind {
+        complete,  // the sums of the hidden gradient and of the compression
+        squares,   // those of the compression and of h squared
+        adjusted,  // those of the hidden gradient, which is gain * g + slope * h
+    };
+    Kind kind;
+    const void* grad_output;  // null: only the sums of squares
     void* grad;               // null: not made
-    bool hidden;              // the hidden gradient's sums
-    bool compress;            // the compression's
-    bool squares;             // of h, for GRN; not together with `hidden`
-    const float* gain;        // of GRN, float [N, H]: the hidden gradient is gain * g + slope * h; null: g
+    const float* gain;        // of GRN, float [N, H]
     const float* slope;
     float* partial;  // [N, parts * splits, plan.sums()]
 };

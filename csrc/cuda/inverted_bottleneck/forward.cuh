@@ -92,16 +92,13 @@ struct Forward {
         }
     }
 
-    // A warp moves its windows alone.
-    __device__ static Rows rows_of_lane() { return {static_cast<int>(threadIdx.x) % kWarpSize, kWarpSize}; }
-
     // Starts to load a tile of a volume of one sample into a window.
     template <int Channels>
-    __device__ static void fetch(const T* volume, int channels, std::int64_t voxels, std::int64_t tile, bool vectors,
+    __device__ static void fetch(const Rows& rows, const T* volume, int channels, std::int64_t tile, bool vectors,
                                  T* window) {
-        if (volume != nullptr && tile * kVoxels < voxels) {
+        if (volume != nullptr && tile * kVoxels < rows.voxels) {
             if constexpr (ChannelsLast) {
-                for_each_piece<Channels>(channels, voxels, tile, [&](int to, std::int64_t from, int left) {
+                for_each_piece<Channels>(channels, rows.voxels, tile, [&](int to, std::int64_t from, int left) {
                     if (vectors) {
                         copy_async<16>(window + to, left > 0 ? volume + from : volume, left > 0 ? 16 : 0);
                     } else {
@@ -110,7 +107,7 @@ struct Forward {
                     }
                 });
             } else {
-                rows_of_lane().fetch(volume, channels, voxels, tile * kVoxels, vectors, window);
+                rows.fetch(volume, channels, tile * kVoxels, vectors, window);
             }
         }
         copy_async_commit();
@@ -118,12 +115,12 @@ struct Forward {
 
     // A window that the warp has asked for, when only the `Newest` groups after it may still be on their way.
     template <int Newest>
-    __device__ static void wait(const T* volume, int channels, std::int64_t voxels, bool vectors, T* window) {
+    __device__ static void wait(const Rows& rows, const T* volume, int channels, bool vectors, T* window) {
         copy_async_wait<Newest>();
         __syncwarp();
         if constexpr (!ChannelsLast) {
             if (vectors || volume == nullptr) return;
-            rows_of_lane().template align<kRowsAtOnce>(volume, channels, voxels, window);
+            rows.template align<kRowsAtOnce>(volume, channels, window);
             __syncwarp();
         }
     }
@@ -248,10 +245,10 @@ struct Forward {
         }
     }
 
-    __device__ static void store(const T* window, int rows, std::int64_t voxels, std::int64_t tile, bool vectors,
+    __device__ static void store(const Rows& rows, const T* window, int channels, std::int64_t tile, bool vectors,
                                  T* volume) {
         if constexpr (ChannelsLast) {
-            for_each_piece<O>(rows, voxels, tile, [&](int from, std::int64_t to, int left) {
+            for_each_piece<O>(channels, rows.voxels, tile, [&](int from, std::int64_t to, int left) {
                 const auto eight = *reinterpret_cast<const Vector<T, 8>*>(window + from);
                 if (vectors) {
                     if (left > 0) *reinterpret_cast<Vector<T, 8>*>(volume + to) = eight;
@@ -264,7 +261,7 @@ struct Forward {
             });
             return;
         }
-        rows_of_lane().store(window, rows, voxels, tile * kVoxels, vectors, volume);
+        rows.store(window, channels, tile * kVoxels, vectors, volume);
     }
 };
 
@@ -330,8 +327,9 @@ __global__ void __launch_bounds__(Forward<T, C, O, ChannelsLast>::kMaxWarps* kWa
     T* const output = static_cast<T*>(p.output) + sample * outputs * extents.voxels;
     const std::int64_t step = static_cast<std::int64_t>(p.plan.parts) * p.plan.warps;
     const std::int64_t first = static_cast<std::int64_t>(part) * p.plan.warps + warp;
-    Core::template fetch<C>(input, channels, extents.voxels, first, p.vectors, input_window);
-    Core::template fetch<O>(residual, outputs, extents.voxels, first, p.vectors, output_window);
+    const typename Core::Rows rows(threadIdx.x % kWarpSize, kWarpSize, extents.voxels);  // a warp's windows are its own
+    Core::template fetch<C>(rows, input, channels, first, p.vectors, input_window);
+    Core::template fetch<O>(rows, residual, outputs, first, p.vectors, output_window);
     if constexpr (!ChannelsLast) {  // else whole voxels are loaded, zeros where they are filled up
         for (int i = channels * Core::kPitch + threadIdx.x % kWarpSize; i < C * Core::kPitch; i += kWarpSize) {
             input_window[i] = from_float<T>(0.0f);  // what is filled up is multiplied with zeros, and must be finite
@@ -347,11 +345,11 @@ __global__ void __launch_bounds__(Forward<T, C, O, ChannelsLast>::kMaxWarps* kWa
     const int compress_pitch = pitch_of(hidden);
     for (std::int64_t tile = first; tile < p.plan.tiles; tile += step) {
         // The residual may still be on its way.
-        Core::template wait<1>(input, channels, extents.voxels, p.vectors, input_window);
+        Core::template wait<1>(rows, input, channels, p.vectors, input_window);
         unsigned a[C / 16][Core::kFragments][4];
         Core::load_normalized(input_window, affine, a);
         __syncwarp();
-        Core::template fetch<C>(input, channels, extents.voxels, tile + step, p.vectors, input_window);
+        Core::template fetch<C>(rows, input, channels, tile + step, p.vectors, input_window);
 
         float acc[Core::kFragments][O / 8][4];
 #pragma unroll
@@ -367,12 +365,12 @@ __global__ void __launch_bounds__(Forward<T, C, O, ChannelsLast>::kMaxWarps* kWa
         }
 
         // The next input may still be on its way.
-        Core::template wait<1>(residual, outputs, extents.voxels, p.vectors, output_window);
+        Core::template wait<1>(rows, residual, outputs, p.vectors, output_window);
         Core::finish(acc, residual != nullptr, output_window);
         __syncwarp();
-        Core::store(output_window, outputs, extents.voxels, tile, p.vectors, output);
+        Core::store(rows, output_window, outputs, tile, p.vectors, output);
         __syncwarp();
-        Core::template fetch<O>(residual, outputs, extents.voxels, tile + step, p.vectors, output_window);
+        Core::template fetch<O>(rows, residual, outputs, tile + step, p.vectors, output_window);
     }
     copy_async_wait<0>();
 #endif

@@ -61,7 +61,7 @@ cudaError_t launch_forward(const ForwardProblem& problem, int architecture, void
     if (!sums_plan) return cudaErrorInvalidValue;
     const Workspace memory(bottleneck.extents, *sums_plan, workspace);
     BackwardPass pass{};
-    pass.squares = true;
+    pass.kind = BackwardPass::Kind::squares;
     pass.partial = memory.partial;
     cudaError_t error = launch_fused_backward(bottleneck, *sums_plan, pass, stream);
     if (error == cudaSuccess) {
@@ -94,22 +94,18 @@ cudaError_t launch_backward(const BackwardProblem& problem, int architecture, vo
     pass.partial = memory.partial;
     cudaError_t error = cudaSuccess;
     if (grn) {
-        pass.compress = true;
-        pass.squares = true;
+        pass.kind = BackwardPass::Kind::squares;
         error = run(pass, plan.compress(), plan.sums());
         if (error == cudaSuccess) {
             error = launch_global_response(bottleneck, plan, true, memory.sums, memory.response, stream);
         }
         pass.gain = memory.response.gain;
         pass.slope = memory.response.slope;
-        pass.squares = false;
     }
-    pass.compress = !grn && problem.wants_compress;
-    pass.hidden = problem.wants_hidden;
+    pass.kind = grn ? BackwardPass::Kind::adjusted : BackwardPass::Kind::complete;
     pass.grad = problem.grad;
-    if (error == cudaSuccess && (pass.compress || pass.hidden)) {
-        error = run(pass, pass.hidden ? plan.normalized() : plan.compress(),
-                    pass.compress ? plan.squares() : plan.compress());
+    if (error == cudaSuccess && (problem.wants_hidden || (!grn && problem.wants_compress))) {
+        error = run(pass, plan.normalized(), grn ? plan.compress() : plan.squares());
     }
     if (error == cudaSuccess) error = launch_parameter_gradients(problem, plan, memory.sums, memory.response, stream);
     return error;

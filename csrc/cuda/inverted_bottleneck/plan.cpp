@@ -85,10 +85,15 @@ std::optional<BackwardPlan> plan_backward(const Extents& extents, int architectu
     plan.hidden = static_cast<int>(round_up(extents.hidden, BackwardPlan::kRows));
     const int groups = plan.hidden / BackwardPlan::kRows;
     plan.splits = groups == 1 ? 4 : groups <= 3 ? 2 : 1;
-    if (shared_bytes(plan) > most_shared_bytes(architecture)) return std::nullopt;
+    const std::int64_t most = most_shared_bytes(architecture);
+    if (shared_bytes(plan) > most) return std::nullopt;
 
     plan.tiles = ceil_div(extents.voxels, BackwardPlan::kVoxels);
-    const std::int64_t blocks = kProcessors * (plan.channels * plan.outputs <= 32 * 64 ? 2 : 1);
+    constexpr std::int64_t kReserved = 1024;  // of each block's shared memory, by the system
+    const std::int64_t by_memory = (most + kReserved) / (shared_bytes(plan) + kReserved);
+    const std::int64_t by_registers =
+        std::max(BackwardPlan::resident_warps(plan.channels, plan.outputs) / plan.warps(), 1);
+    const std::int64_t blocks = kProcessors * std::min(by_memory, by_registers);
     const std::int64_t wanted = ceil_div(blocks, std::max<std::int64_t>(extents.batch, 1));
     plan.parts = static_cast<int>(std::clamp<std::int64_t>(plan.tiles, 1, wanted));
     return plan;

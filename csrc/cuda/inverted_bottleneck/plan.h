@@ -55,6 +55,9 @@ struct BackwardPlan {
     static constexpr int kRows = 32;  // hidden channels of a warp: two fragments share what is loaded of the tile
     static constexpr int kMaxWarps = 8;
 
+    // Warps of a multiprocessor: as many as its registers hold accumulators of, 168 registers a thread or 255.
+    static constexpr int resident_warps(int channels, int outputs) { return channels * outputs <= 32 * 32 ? 12 : 8; }
+
     int channels, outputs;  // of the instance
     int hidden;             // filled up to whole warps
     int splits;             // of the voxels of a tile

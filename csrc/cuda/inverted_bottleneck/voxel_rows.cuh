@@ -17,6 +17,7 @@
 #include <cstring>
 
 #include "../common/copy.cuh"
+#include "../common/opaque.cuh"
 #include "../common/scalar_types.cuh"
 #include "../common/warp.h"
 #include "plan.h"
@@ -31,10 +32,21 @@ struct VoxelRows {
     static_assert(kPitch >= Voxels + 8, "a row that is not at its place yet has one piece more");
 
     int first, column, step;  // this thread has eight voxels from `column` on of rows first, first + step, ...
+    std::int64_t voxels;      // V
+    std::int64_t first_row;   // where the first of them begins in a volume of one sample, and
+    std::int64_t row_step;    // how far the next one is: opaque, or 64-bit products are made again for each tile
 
     // All threads of whole warps take part; the rows of a warp are its own.
-    __device__ VoxelRows(int thread, int threads)
-        : first(thread / kPieces), column(thread % kPieces * 8), step(threads / kPieces) {}
+    __device__ VoxelRows(int thread, int threads, std::int64_t voxels)
+        : first(thread / kPieces),
+          column(thread % kPieces * 8),
+          step(threads / kPieces),
+          voxels(voxels),
+          first_row(first * voxels),
+          row_step(step * voxels) {
+        make_opaque(first_row);
+        make_opaque(row_step);
+    }
 
     // Elements of the row in its first piece that are before it.
     __device__ static int shift_of(const T* row) {
@@ -42,32 +54,33 @@ struct VoxelRows {
     }
 
     // How many of the voxels from `begin` on a tile has; not more than it takes.
-    __device__ static int inside(std::int64_t voxels, std::int64_t begin) {
+    __device__ int inside(std::int64_t begin) const {
         return static_cast<int>(min(voxels - begin, std::int64_t{Voxels}));
     }
 
     // Starts to load a tile of a volume of one sample, zeros beyond its end. `even`: the shift of every row is zero.
-    __device__ void fetch(const T* volume, int rows, std::int64_t voxels, std::int64_t begin, bool even,
-                          T* tile) const {
-        const int left = inside(voxels, begin) - column;
-        const T* from = volume + (first * voxels + begin);
+    __device__ void fetch(const T* volume, int rows, std::int64_t begin, bool even, T* tile) const {
+        const int left = inside(begin) - column;
+        const T* from = volume + (first_row + begin);
         T* to = tile + first * kPitch + column;
         if (even) {
             from += left > 0 ? column : 0;
             const int valid = left > 0 ? 16 : 0;
+#pragma unroll 1
             for (int row = first; row < rows; row += step) {
                 copy_async<16>(to, from, valid);
-                from += step * voxels;
+                from += row_step;
                 to += step * kPitch;
             }
             return;
         }
+#pragma unroll 1
         for (int row = first; row < rows; row += step) {
             const int shift = shift_of(from);
             const T* const piece = from - shift;
             copy_valid(to, piece, column, left + shift);
             if (column == Voxels - 8) copy_valid(to + 8, piece, Voxels, left + shift - 8);
-            from += step * voxels;
+            from += row_step;
             to += step * kPitch;
         }
     }
@@ -95,15 +108,16 @@ struct VoxelRows {
     // Moves the rows that have arrived to their places, AtOnce of a thread together. The copies of the warp must have
     // landed.
     template <int AtOnce>
-    __device__ void align(const T* volume, int rows, std::int64_t voxels, T* tile) const {
-        const T* from = volume + first * voxels;
+    __device__ void align(const T* volume, int rows, T* tile) const {
+        const T* from = volume + first_row;
         T* place = tile + first * kPitch + column;
+#pragma unroll 1
         for (int row = first; row / kRowsOfWarp * kRowsOfWarp < rows; row += AtOnce * step) {
             Vector<T, 8> found[AtOnce];
 #pragma unroll
             for (int i = 0; i < AtOnce; ++i) {
                 if (row + i * step < rows) found[i] = eight(place + i * step * kPitch, shift_of(from));
-                from += step * voxels;
+                from += row_step;
             }
             __syncwarp();
 #pragma unroll
@@ -115,25 +129,32 @@ struct VoxelRows {
     }
 
     // Stores what there is of a tile, whose rows are at their places.
-    __device__ void store(const T* tile, int rows, std::int64_t voxels, std::int64_t begin, bool even,
-                          T* volume) const {
-        const int left = inside(voxels, begin);
-        T* to = volume + (first * voxels + begin);
+    __device__ void store(const T* tile, int rows, std::int64_t begin, bool even, T* volume) const {
+        const int left = inside(begin);
+        T* to = volume + (first_row + begin);
         const T* from = tile + first * kPitch;
+        if (even) {
+            if (column >= left) return;
+            to += column;
+            from += column;
+#pragma unroll 2
+            for (int row = first; row < rows; row += step) {
+                *reinterpret_cast<Vector<T, 8>*>(to) = *reinterpret_cast<const Vector<T, 8>*>(from);
+                from += step * kPitch;
+                to += row_step;
+            }
+            return;
+        }
+#pragma unroll 1
         for (int row = first; row < rows; row += step) {
-            if (even) {
-                if (column < left) {
-                    *reinterpret_cast<Vector<T, 8>*>(to + column) =
-                        *reinterpret_cast<const Vector<T, 8>*>(from + column);
-                }
-            } else if (left == Voxels) {
+            if (left == Voxels) {
                 store_row(from, to);
             } else {
 #pragma unroll 1
                 for (int i = column / 8; i < left; i += kPieces) to[i] = from[i];
             }
             from += step * kPitch;
-            to += step * voxels;
+            to += row_step;
         }
     }
 

@@ -49,12 +49,16 @@ __device__ inline ChannelNorm norm_of(const Bottleneck& p, std::int64_t sample, 
 //
 //     rows_first:  j = 0  j = 2        else:  j = 0  j = 1
 //                  j = 1  j = 3               j = 2  j = 3
-template <typename T>
-__device__ inline const T* quarter(const T* matrix, int pitch, bool rows_first) {
+__device__ inline int quarter(int pitch, bool rows_first) {
     const int lane = threadIdx.x % kWarpSize;
     const int lower = lane / 8 % 2 * 8;
     const int upper = lane / 16 * 8;
-    return matrix + (lane % 8 + (rows_first ? lower : upper)) * pitch + (rows_first ? upper : lower);
+    return (lane % 8 + (rows_first ? lower : upper)) * pitch + (rows_first ? upper : lower);
+}
+
+template <typename T>
+__device__ inline const T* quarter(const T* matrix, int pitch, bool rows_first) {
+    return matrix + quarter(pitch, rows_first);
 }
 
 }  // namespace mednext_ops::cuda::inverted_bottleneck
