@@ -17,6 +17,7 @@ __all__ = [
     "accumulation_dtype",
     "bias_gradient",
     "compression_gradients",
+    "dot_of_hidden",
     "expansion_gradients",
     "group_norm_affine",
     "group_norm_gradient",
@@ -159,20 +160,29 @@ def expansion_gradients(
     }
 
 
+def dot_of_hidden(output_hidden: torch.Tensor, compress: torch.Tensor) -> torch.Tensor:
+    """The sum over the voxels of the hidden gradient times h [N, R], without a pass: the compression is linear."""
+    return (output_hidden * compress.to(widest_dtype(compress.device))).sum(1)
+
+
 def compression_gradients(
     output_sums: torch.Tensor,
     output_hidden: torch.Tensor,
     compress: torch.Tensor,
     response: GlobalResponse | None,
     grn_beta: torch.Tensor | None,
+    hidden_dot: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The same for two sums over the voxels of the output's gradient: alone [N, O], and times h [N, O, R]."""
+    """The same for two sums over the voxels of the output's gradient: alone [N, O], and times h [N, O, R].
+
+    ``hidden_dot`` [N, R] is the sum of the hidden gradient times h, where somebody has it already.
+    """
     sums = over_samples(output_sums)
     if response is None or grn_beta is None:
         return {"compress_weight": over_samples(output_hidden), "compress_bias": sums}
     by_gain = over_samples(output_hidden * response.gain[:, None])
-    # The sum over the voxels of the hidden gradient times h: the compression is linear.
-    hidden_dot = (output_hidden * compress.to(widest_dtype(compress.device))).sum(1)
+    if hidden_dot is None:
+        hidden_dot = dot_of_hidden(output_hidden, compress)
     return {
         "compress_weight": torch.addr(by_gain, sums, grn_beta.to(sums.dtype)),
         "compress_bias": sums,

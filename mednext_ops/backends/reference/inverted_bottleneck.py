@@ -21,12 +21,12 @@ from mednext_ops.formulas import (
     GlobalResponse,
     accumulation_dtype,
     compression_gradients,
+    dot_of_hidden,
     expansion_gradients,
     group_norm_affine,
     per_channel,
     pointwise,
     pointwise_weight_gradient,
-    widest_dtype,
 )
 
 __all__ = ["inverted_bottleneck", "inverted_bottleneck_backward"]
@@ -109,14 +109,19 @@ def inverted_bottleneck_backward(
         output_sums.add_(g.sum(2, dtype=total))
         output_hidden.add_(pointwise_weight_gradient(g, h))
 
-    response = slope = None
+    response = slope = hidden_dot = None
     if grn is not None:
+        # As for the norm's sums above: in the accumulation dtype itself a sum over the voxels is the better one.
+        own_dot = input.new_zeros((batch, rows), dtype=total) if input.dtype == total else None
         for tile, _, h in hidden.tiles():
             square_sums += _square_sums(h)
-            accumulate_compression(grads[:, :, tile].to(hidden.dtype), h)
+            g = grads[:, :, tile].to(hidden.dtype)
+            accumulate_compression(g, h)
+            if own_dot is not None:
+                own_dot += (pointwise(compress_transposed, g) * h).sum(2)
         response = GlobalResponse(square_sums, grn[0])
-        # The sum over the voxels of the hidden gradient times h, without a pass over them: the compression is linear.
-        slope = response.slope((output_hidden * compress.to(widest_dtype(input.device))).sum(1))
+        hidden_dot = dot_of_hidden(output_hidden, compress) if own_dot is None else own_dot
+        slope = response.slope(hidden_dot)
     for tile, preactivation, h in hidden.tiles() if needs_hidden or (needs.compress and grn is None) else ():
         g = grads[:, :, tile].to(hidden.dtype)
         if needs.compress and grn is None:
@@ -140,7 +145,7 @@ def inverted_bottleneck_backward(
     found: dict[str, torch.Tensor | None] = {}
     if needs.compress or grn is not None:
         beta = None if grn is None else grn[1]
-        found |= compression_gradients(output_sums, output_hidden, compress, response, beta)
+        found |= compression_gradients(output_sums, output_hidden, compress, response, beta, hidden_dot)
     if needs_hidden:
         found["grad"] = grad
         found |= expansion_gradients(hidden_sums, hidden_normalized, expand, norm_weight, norm_bias)
