@@ -100,6 +100,8 @@ SCHEMAS = (
     "bottleneck_hidden_gradient_(Tensor(a!) preactivation, Tensor(b!) grad, Tensor bias) -> Tensor",
     "bottleneck_output(Tensor product, Tensor? bias, Tensor? residual, int[3] size, int[3] stride, int[3] front) "
     "-> Tensor",
+    "bottleneck_output_gradient(Tensor grad_output, int[3] stride, int[3] front, bool needs_residual) "
+    "-> (Tensor interior, Tensor sparse)",
     "bottleneck_expansion_gradients(Tensor hidden_sums, Tensor hidden_normalized, Tensor norm_weight, "
     "Tensor norm_bias, Tensor expand_weight) "
     "-> (Tensor grad_sum, Tensor grad_dot_normalized, Tensor grad_weight, Tensor grad_bias)",

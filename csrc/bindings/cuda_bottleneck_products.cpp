@@ -232,6 +232,46 @@ Tensor bottleneck_output(const Tensor& product, const MaybeTensor& bias, const M
     return output;
 }
 
+// What is not asked for, the residual's, is empty.
+std::tuple<Tensor, Tensor> bottleneck_output_gradient(const Tensor& grad_output,
+                                                      const std::vector<std::int64_t>& stride,
+                                                      const std::vector<std::int64_t>& front, bool needs_residual) {
+    constexpr const char* op = "bottleneck_output_gradient";
+    require_volume(op, "grad_output", grad_output);
+    require_half(op, "grad_output", grad_output);
+    const Sizes strides = require_three(op, "stride", stride, 1);
+    const Sizes planes = require_three(op, "front", front, 0);
+    const Sizes whole = volume_size(grad_output);
+    Sizes sizes{};
+    Sizes sparse_sizes{};
+    for (int i = 0; i < 3; ++i) {
+        require(planes[i] <= whole[i], op, ": ", text_of(planes), " planes in front of grad_output, ",
+                shape_of(grad_output), ", are more than there are");
+        sizes[i] = whole[i] - planes[i];
+        sparse_sizes[i] = (sizes[i] + strides[i] - 1) / strides[i];
+    }
+    const std::int64_t batch = grad_output.size(0);
+    const std::int64_t channels = grad_output.size(1);
+    const CudaContext context(grad_output);
+    const Tensor dense = in_format(grad_output, false);
+    const ScalarType type = grad_output.scalar_type();
+    Tensor interior = context.empty(grad_output, {batch, channels, sizes[0], sizes[1], sizes[2]}, type);
+    Tensor sparse =
+        needs_residual
+            ? context.empty(grad_output, {batch, channels, sparse_sizes[0], sparse_sizes[1], sparse_sizes[2]}, type)
+            : context.empty(grad_output, {0}, type);
+    const kernels::OutputGradientProblem problem{cuda_scalar_type(grad_output),
+                                                 batch * channels,
+                                                 sizes,
+                                                 strides,
+                                                 planes,
+                                                 dense.const_data_ptr(),
+                                                 interior.mutable_data_ptr(),
+                                                 needs_residual ? sparse.mutable_data_ptr() : nullptr};
+    require_launched(op, kernels::launch_output_gradient(problem, context.stream()));
+    return {interior, sparse};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> bottleneck_expansion_gradients(const Tensor& hidden_sums,
                                                                           const Tensor& hidden_normalized,
                                                                           const Tensor& norm_weight,
@@ -324,6 +364,7 @@ MEDNEXT_OPS_CUDA_LIBRARY(library) {
     library.impl("bottleneck_hidden_", TORCH_BOX(&bindings::bottleneck_hidden));
     library.impl("bottleneck_hidden_gradient_", TORCH_BOX(&bindings::bottleneck_hidden_gradient));
     library.impl("bottleneck_output", TORCH_BOX(&bindings::bottleneck_output));
+    library.impl("bottleneck_output_gradient", TORCH_BOX(&bindings::bottleneck_output_gradient));
     library.impl("bottleneck_expansion_gradients", TORCH_BOX(&bindings::bottleneck_expansion_gradients));
     library.impl("group_norm_input_gradient", TORCH_BOX(&bindings::group_norm_input_gradient));
 }

@@ -26,6 +26,7 @@ __all__ = ["CudaKernels"]
 _OPS = frozenset(
     {
         "bottleneck_output",
+        "bottleneck_output_gradient",
         "depthwise_conv3d",
         "depthwise_conv3d_backward",
         "depthwise_conv3d_statistics",
@@ -71,7 +72,7 @@ class CudaKernels(ABC):
             return f"it has no kernel for {problem.dtype}"
         if len(problem.shape) != 5:
             return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
-        if problem.op == "bottleneck_output" and (problem.dtype == torch.float32 or problem.channels_last):
+        if problem.op.startswith("bottleneck_output") and (problem.dtype == torch.float32 or problem.channels_last):
             return "it completes outputs of 16 bits, contiguous ones"
         if problem.op.startswith("inverted_bottleneck"):
             return self._declined_bottleneck(problem)
@@ -245,6 +246,16 @@ class CudaKernels(ABC):
     ) -> torch.Tensor:
         """``output`` [N, O, D, H, W], plus ``residual`` at every stride-th voxel, behind ``front`` planes of zeros."""
         return self._native.bottleneck_output(output.flatten(2), None, residual, output.shape[2:], stride, front)
+
+    def bottleneck_output_gradient(
+        self,
+        grad_output: torch.Tensor,
+        stride: tuple[int, int, int],
+        front: tuple[int, int, int],
+        needs_residual: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradients of what :meth:`bottleneck_output` puts together; the residual's is empty if not asked for."""
+        return self._native.bottleneck_output_gradient(grad_output, stride, front, needs_residual)
 
     def pointwise_conv3d(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """input [N, C, D, H, W], weight [O, C], bias [O] -> [N, O, D, H, W] in the input's dtype."""

@@ -161,9 +161,9 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
     form, stride, residual, recompute, needs = args[12:]
     needs_of = dict(zip(("input", *_Parameters._fields), needs, strict=True))
     layout = _Layout.of(form, p.conv_weight, stride)
-    grad_output = layout.interior(grad_output)
-    if any(layout.front()):
-        grad_output = grad_output.contiguous(memory_format=memory_format_of(input))
+    grad_sparse = None  # of an up block's residual
+    if form == "up":
+        grad_output, grad_sparse = _taken_apart(grad_output, residual, layout)
     found: dict[str, torch.Tensor | None] = {}
 
     below_norm = needs_of["input"] or needs_of["conv_weight"] or needs_of["conv_bias"]
@@ -202,7 +202,7 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
             found["conv_bias"] = bias_gradient(gradient, given(inner.grad_sum), mean.shape[1])
         add = grad_output if residual and form == "regular" else None
         if residual and form == "up" and needs_of["input"]:
-            add = pointwise(given(p.residual_weight).t(), layout.strided(grad_output))
+            add = pointwise(given(p.residual_weight).t(), given(grad_sparse))
         if needs_of["input"] or needs_of["conv_weight"]:
             found["input"], found["conv_weight"] = convolve_backward(
                 gradient, input, p.conv_weight, layout.geometry, needs_of["input"], needs_of["conv_weight"], add
@@ -210,12 +210,26 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
         if residual and form == "down" and needs_of["input"]:
             layout.strided(given(found["input"])).add_(pointwise(given(p.residual_weight).t(), grad_output))
     if needs_of["residual_weight"]:
-        pair = (layout.strided(grad_output), input) if form == "up" else (grad_output, layout.strided(input))
+        pair = (given(grad_sparse), input) if form == "up" else (grad_output, layout.strided(input))
         found["residual_weight"] = over_samples(pointwise_weight_gradient(*pair))
     return [
         _as(given(found[name]), like) if needed else input.new_empty((0,))
         for (name, needed), like in zip(needs_of.items(), (input, *p), strict=True)
     ]
+
+
+def _taken_apart(
+    grad_output: torch.Tensor, residual: bool, layout: _Layout
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What :func:`_completed` put together: the gradients of the output before it, and of its residual."""
+    fused = backends.choose_fused(problem_of("bottleneck_output_gradient", grad_output))
+    if fused is not None:
+        interior, sparse = fused.bottleneck_output_gradient(
+            grad_output, layout.geometry.stride, layout.front(), residual
+        )
+        return interior, sparse if residual else None
+    interior = layout.interior(grad_output).contiguous(memory_format=memory_format_of(grad_output))
+    return interior, layout.strided(interior) if residual else None
 
 
 def _as(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

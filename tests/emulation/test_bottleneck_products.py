@@ -128,7 +128,7 @@ def test_hidden_is_gelu_of_the_sum_and_its_gradient_comes_with_sums(native, dtyp
     torch.testing.assert_close(sums.double(), grad.double().sum(2), rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(4, 4, 8), (3, 5, 7), (7, 7, 7), (1, 1, 1)])
+@pytest.mark.parametrize("size", [(4, 4, 8), (3, 5, 7), (7, 7, 7), (1, 1, 1), (2, 5, 150)])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
 @pytest.mark.parametrize("front", [(0, 0, 0), (1, 1, 1), (0, 1, 1), (2, 0, 3)])
 @pytest.mark.parametrize("with_residual", [False, True])
@@ -143,6 +143,14 @@ def test_output_is_the_sum_behind_zeros(native, size, stride, front, with_residu
         right[:, :, :: stride[0], :: stride[1], :: stride[2]] += residual.float()
     right = F.pad(right, (front[2], 0, front[1], 0, front[0], 0)).bfloat16()
     assert torch.equal(native.bottleneck_output(product, bias, residual, size, stride, front), right)
+    grad = torch.randn(right.shape).bfloat16()
+    taken, sparse_gradient = native.bottleneck_output_gradient(grad, stride, front, with_residual)
+    inside = grad[:, :, front[0] :, front[1] :, front[2] :]
+    assert torch.equal(taken, inside)
+    if with_residual:
+        assert torch.equal(sparse_gradient, inside[:, :, :: stride[0], :: stride[1], :: stride[2]])
+    else:
+        assert sparse_gradient.numel() == 0
     if not with_residual:
         plain = native.bottleneck_output(product, None, None, size, stride, front)
         interior = plain[:, :, front[0] :, front[1] :, front[2] :]
@@ -156,6 +164,11 @@ def test_weights_are_folded_once_rounded(native, dtype):
         folded, bias, rounded, compressed = native.bottleneck_weights(
             torch.empty(0, dtype=dtype), norm_weight, norm_bias, expand, expand_bias, compress
         )
+        mixed = native.bottleneck_weights(
+            torch.empty(0, dtype=dtype), norm_weight.to(dtype), norm_bias, expand, expand_bias, compress.to(dtype)
+        )
+        assert torch.equal(mixed[0], (expand * norm_weight.to(dtype).float()).to(dtype))
+        assert torch.equal(mixed[1], bias) and torch.equal(mixed[3], compressed)
         assert torch.equal(folded, (expand * norm_weight).to(dtype))
         assert torch.equal(rounded, expand.to(dtype)) and torch.equal(compressed, compress.to(dtype))
         right = expand.double() @ norm_bias.double() + (0 if expand_bias is None else expand_bias)
@@ -232,6 +245,7 @@ def test_a_wide_block_takes_few_launches(emulated):
             r"residual must be \[2, 4, 1, 1, 1\]",
         ),
         (lambda n, t: n.bottleneck_output(t(2, 4, 8), t(5), None, [2, 2, 2], [1] * 3, [0] * 3), r"bias must be \[4\]"),
+        (lambda n, t: n.bottleneck_output_gradient(t(2, 4, 2, 2, 2), [1] * 3, [3, 0, 0], True), "more than there are"),
         (lambda n, t: n.bottleneck_weights(t(1), t(3), t(4), t(5, 4), None, t(2, 5)), r"norm_weight must be \[4\]"),
         (lambda n, t: n.bottleneck_weights(t(1), t(4), t(4), t(5, 4), None, t(2, 6)), r"compress_weight must be"),
         (

@@ -101,27 +101,47 @@ __global__ void __launch_bounds__(kThreads) prepare_weights(const __grid_constan
     const int lane = threadIdx.x % kWarpSize;
     const std::int64_t number = warp_number();
     if (number < p.hidden) {
+        T* const folded = static_cast<T*>(p.folded) + number * p.channels;
+        T* const expand = static_cast<T*>(p.expand) + number * p.channels;
         float sum = 0.0f;
+        with_elements(p.expand_weight, [&](const auto* all_weights) {
+            const auto* const weights = all_weights + number * p.channels;
+            with_elements(p.norm_weight, [&](const auto* norm_weight) {
 #pragma unroll 4
-        for (std::int64_t c = lane; c < p.channels; c += kWarpSize) {
-            const std::int64_t at = number * p.channels + c;
-            const float weight = load_parameter(p.expand_weight, at);
-            static_cast<T*>(p.folded)[at] = from_float<T>(weight * load_parameter(p.norm_weight, c));
-            static_cast<T*>(p.expand)[at] = from_float<T>(weight);
-            sum = fmaf(weight, load_parameter(p.norm_bias, c), sum);
-        }
+                for (std::int64_t c = lane; c < p.channels; c += kWarpSize) {
+                    const float weight = to_float(weights[c]);
+                    folded[c] = from_float<T>(weight * to_float(norm_weight[c]));
+                    expand[c] = from_float<T>(weight);
+                }
+            });
+            with_elements(p.norm_bias, [&](const auto* norm_bias) {
+#pragma unroll 4
+                for (std::int64_t c = lane; c < p.channels; c += kWarpSize) {
+                    sum = fmaf(to_float(weights[c]), to_float(norm_bias[c]), sum);
+                }
+            });
+        });
         sum = add_lanes(sum);
         if (lane == 0) {
             p.bias[number] = sum + (p.expand_bias.data == nullptr ? 0.0f : load_parameter(p.expand_bias, number));
         }
         return;
     }
+    const std::int64_t begin = (number - p.hidden) * kStep;
     const std::int64_t end = p.outputs * p.hidden;
+    with_elements(p.compress_weight, [&](const auto* weights) {
+        T rounded[kVector];
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-        const std::int64_t at = (number - p.hidden) * kStep + i * kWarpSize + lane;
-        if (at < end) static_cast<T*>(p.compress)[at] = from_float<T>(load_parameter(p.compress_weight, at));
-    }
+        for (int i = 0; i < kVector; ++i) {
+            const std::int64_t at = begin + i * kWarpSize + lane;
+            if (at < end) rounded[i] = from_float<T>(to_float(weights[at]));
+        }
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) {
+            const std::int64_t at = begin + i * kWarpSize + lane;
+            if (at < end) static_cast<T*>(p.compress)[at] = rounded[i];
+        }
+    });
 }
 
 // ---- the normalised input ----
@@ -268,6 +288,64 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) place_rows(cons
                       values);
 }
 
+// ---- the output's gradient ----
+
+constexpr int kLinesOfWarp = 4;
+constexpr int kElementsOfLane = 4;
+
+// A warp has some lines along W, its lanes neighbouring elements: what is written begins at any element.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) take_apart(const __grid_constant__ OutputGradientProblem p) {
+    const auto depth = static_cast<unsigned>(p.size[0]);
+    const auto height = static_cast<unsigned>(p.size[1]);
+    const auto width = static_cast<int>(p.size[2]);
+    const unsigned groups = (height + kLinesOfWarp - 1) / kLinesOfWarp;
+    const unsigned layer = warp_number() / groups;
+    const std::int64_t row = layer / depth;  // n * O + o
+    if (row >= p.rows) return;
+    const auto d = static_cast<int>(layer % depth);
+    const int first = static_cast<int>(warp_number() % groups) * kLinesOfWarp;
+    const int lane = threadIdx.x % kWarpSize;
+    const std::int64_t whole_h = p.size[1] + p.front[1];
+    const std::int64_t whole_w = p.size[2] + p.front[2];
+    const T* const from = static_cast<const T*>(p.grad) +
+                          ((row * (p.size[0] + p.front[0]) + d + p.front[0]) * whole_h + p.front[1]) * whole_w +
+                          p.front[2];
+    T* const interior = static_cast<T*>(p.interior) + (row * p.size[0] + d) * p.size[1] * p.size[2];
+    const auto sparse_of = [&](int axis) { return (p.size[axis] + p.stride[axis] - 1) / p.stride[axis]; };
+    const auto stride_d = static_cast<int>(p.stride[0]);
+    const auto stride_h = static_cast<int>(p.stride[1]);
+    const auto stride_w = static_cast<int>(p.stride[2]);
+    T* const sparse =
+        p.sparse == nullptr || d % stride_d != 0
+            ? nullptr
+            : static_cast<T*>(p.sparse) + (row * sparse_of(0) + d / stride_d) * sparse_of(1) * sparse_of(2);
+    for (int begin = lane; begin < width; begin += kElementsOfLane * kWarpSize) {
+        T values[kLinesOfWarp][kElementsOfLane];
+#pragma unroll
+        for (int line = 0; line < kLinesOfWarp; ++line) {
+#pragma unroll
+            for (int i = 0; i < kElementsOfLane; ++i) {
+                const int w = begin + i * kWarpSize;
+                if (first + line < p.size[1] && w < width) values[line][i] = from[(first + line) * whole_w + w];
+            }
+        }
+#pragma unroll
+        for (int line = 0; line < kLinesOfWarp; ++line) {
+            const int h = first + line;
+#pragma unroll
+            for (int i = 0; i < kElementsOfLane; ++i) {
+                const int w = begin + i * kWarpSize;
+                if (h >= p.size[1] || w >= width) continue;
+                interior[h * p.size[2] + w] = values[line][i];
+                if (sparse != nullptr && h % stride_h == 0 && w % stride_w == 0) {
+                    sparse[h / stride_h * sparse_of(2) + w / stride_w] = values[line][i];
+                }
+            }
+        }
+    }
+}
+
 // ---- what follows from the sums ----
 
 constexpr int kSumThreads = 512;
@@ -288,12 +366,14 @@ __global__ void __launch_bounds__(kSumThreads, 2)
         double sum = 0.0;
         double dot = 0.0;
         if (c < p.channels) {
+            with_elements(p.expand_weight, [&](const auto* weights) {
 #pragma unroll 4
-            for (std::int64_t r = row; r < p.hidden; r += kRowsAtOnce) {
-                const double weight = load_parameter(p.expand_weight, r * p.channels + c);
-                sum += weight * p.hidden_sums[sample * p.hidden + r];
-                dot += weight * p.hidden_normalized[(sample * p.hidden + r) * p.channels + c];
-            }
+                for (std::int64_t r = row; r < p.hidden; r += kRowsAtOnce) {
+                    const double weight = to_float(weights[r * p.channels + c]);
+                    sum += weight * p.hidden_sums[sample * p.hidden + r];
+                    dot += weight * p.hidden_normalized[(sample * p.hidden + r) * p.channels + c];
+                }
+            });
         }
         of_row[0][row][column] = sum;
         of_row[1][row][column] = dot;
@@ -386,6 +466,16 @@ cudaError_t launch_output(const OutputProblem& p, cudaStream_t stream) {
         const std::int64_t warps = rows * ceil_div(voxels, kRun);
         return aligned ? launch_units<add_rows<T, true>>(warps, kWarps, p, stream)
                        : launch_units<add_rows<T, false>>(warps, kWarps, p, stream);
+    });
+}
+
+cudaError_t launch_output_gradient(const OutputGradientProblem& p, cudaStream_t stream) {
+    for (int axis = 0; axis < 3; ++axis) {
+        if (p.size[axis] > INT_MAX / 2) return cudaErrorInvalidConfiguration;
+    }
+    return with_half_type(p.type, [&]<typename T>(const T*) {
+        const std::int64_t warps = p.rows * p.size[0] * ceil_div(p.size[1], kLinesOfWarp);
+        return launch_units<take_apart<T>>(p.size[2] == 0 ? 0 : warps, kWarps, p, stream);
     });
 }
 

@@ -74,6 +74,19 @@ struct OutputProblem {
 
 cudaError_t launch_output(const OutputProblem& problem, cudaStream_t stream);
 
+// The gradient of such an output, taken apart: that of the product, dense, and that of the residual, every stride-th
+// voxel of it.
+struct OutputGradientProblem {
+    ScalarType type;
+    std::int64_t rows;                                // N * O
+    std::array<std::int64_t, 3> size, stride, front;  // as above
+    const void* grad;                                 // [rows, size + front]
+    void* interior;                                   // [rows, size]
+    void* sparse;                                     // [rows, ceil(size / stride)], or null
+};
+
+cudaError_t launch_output_gradient(const OutputGradientProblem& problem, cudaStream_t stream);
+
 // What follows from two sums over the voxels of the preactivation's gradient: alone, s [N, R], and times the normalised
 // input, G [N, R, C].
 struct ExpansionProblem {
