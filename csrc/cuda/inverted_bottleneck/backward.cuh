@@ -436,9 +436,7 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kResidentThre
     __syncthreads();
 
     typename Core::Sums sums;
-    float bias[kFragments][2];
-#pragma unroll
-    for (int i = 0; i < 2 * kFragments; ++i) bias[i / 2][i % 2] = expand_bias[first_row + 8 * i + lane / 4];
+    const float* const bias_of_lane = expand_bias + first_row + lane / 4;
     float output_sum = 0.0f;  // of row threadIdx % O, a share of the columns
     int stage = 0;
     // What this lane names for ldmatrix: of the weights, and of 16 voxels of a tile as a right operand and transposed.
@@ -476,6 +474,9 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kResidentThre
         const int inside = static_cast<int>(min(voxels - begin, std::int64_t{Core::kVoxels}));
 
         for (int column = 16 * split; column < Core::kVoxels; column += 16 * p.plan.splits) {
+            float bias[kFragments][2];  // again each time: registers are few
+#pragma unroll
+            for (int i = 0; i < 2 * kFragments; ++i) bias[i / 2][i % 2] = bias_of_lane[8 * i];
             float pre[kFragments][2][4];
             float grad[kFragments][2][4] = {};
             const int of_input = Core::template place<C>(0, column);

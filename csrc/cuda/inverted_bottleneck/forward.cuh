@@ -51,8 +51,8 @@ struct Forward {
     using Rows = VoxelRows<T, kVoxels>;
     static constexpr int kPitch = Rows::kPitch;  // of a row of voxels
     static constexpr int kFragments = kVoxels / 16;
-    static constexpr int kChunk = 16;                    // hidden channels
-    static constexpr int kRowsAtOnce = O == 64 ? 1 : 2;  // of a lane, where they are shifted: more spill (sm_120)
+    static constexpr int kChunk = 16;                  // hidden channels
+    static constexpr int kRowsAtOnce = C > O ? 2 : 1;  // of a lane, where they are shifted: more spill (sm_120)
     static constexpr int kMaxWarps = ForwardPlan::max_warps(C, O);
     static constexpr int kBlocksPerProcessor = ForwardPlan::blocks_per_processor(C, O);
 
@@ -325,8 +325,8 @@ __global__ void __launch_bounds__(Forward<T, C, O, ChannelsLast>::kMaxWarps* kWa
     const T* const residual =
         p.residual == nullptr ? nullptr : static_cast<const T*>(p.residual) + sample * outputs * extents.voxels;
     T* const output = static_cast<T*>(p.output) + sample * outputs * extents.voxels;
-    const std::int64_t step = static_cast<std::int64_t>(p.plan.parts) * p.plan.warps;
-    const std::int64_t first = static_cast<std::int64_t>(part) * p.plan.warps + warp;
+    const int step = p.plan.parts * p.plan.warps;
+    const int first = part * p.plan.warps + warp;
     const typename Core::Rows rows(threadIdx.x % kWarpSize, kWarpSize, extents.voxels);  // a warp's windows are its own
     Core::template fetch<C>(rows, input, channels, first, p.vectors, input_window);
     Core::template fetch<O>(rows, residual, outputs, first, p.vectors, output_window);
@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(Forward<T, C, O, ChannelsLast>::kMaxWarps* kWa
     __syncthreads();
 
     const int compress_pitch = pitch_of(hidden);
-    for (std::int64_t tile = first; tile < p.plan.tiles; tile += step) {
+    for (int tile = first; tile < p.plan.tiles; tile += step) {
         // The residual may still be on its way.
         Core::template wait<1>(rows, input, channels, p.vectors, input_window);
         unsigned a[C / 16][Core::kFragments][4];
