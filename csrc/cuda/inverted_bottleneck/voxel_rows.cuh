@@ -53,6 +53,11 @@ struct VoxelRows {
         return static_cast<int>(reinterpret_cast<std::uintptr_t>(row) / sizeof(T) % 8);
     }
 
+    // That piece.
+    __device__ static const T* piece_of(const T* row) {
+        return reinterpret_cast<const T*>(reinterpret_cast<std::uintptr_t>(row) / 16 * 16);
+    }
+
     // How many of the voxels from `begin` on a tile has; not more than it takes.
     __device__ int inside(std::int64_t begin) const {
         return static_cast<int>(min(voxels - begin, std::int64_t{Voxels}));
@@ -74,10 +79,22 @@ struct VoxelRows {
             }
             return;
         }
+        if (voxels - begin >= Voxels + 8) {  // nearly always: every piece is in the row
+            from += column;
+#pragma unroll 1
+            for (int row = first; row < rows; row += step) {
+                const T* const piece = piece_of(from);
+                copy_async<16>(to, piece);
+                if (column == Voxels - 8) copy_async<16>(to + 8, piece + 8);
+                from += row_step;
+                to += step * kPitch;
+            }
+            return;
+        }
 #pragma unroll 1
         for (int row = first; row < rows; row += step) {
             const int shift = shift_of(from);
-            const T* const piece = from - shift;
+            const T* const piece = piece_of(from);
             copy_valid(to, piece, column, left + shift);
             if (column == Voxels - 8) copy_valid(to + 8, piece, Voxels, left + shift - 8);
             from += row_step;
