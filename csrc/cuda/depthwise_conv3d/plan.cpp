@@ -123,7 +123,7 @@ bool takes_strided(const ConvolutionProblem& p, int architecture) {
            p.batch * p.channels < INT_MAX / 4;
 }
 
-// Bytes of a plane at most: eight of them, where a gradient is computed, fit where 99 KiB are all.
+// Bytes of a plane at most: six of them, where a gradient is computed, fit three times where 227 KiB are all.
 constexpr int kMostStridedPlaneBytes = 11 * 1024 + 512;
 // Warps that a multiprocessor should have to hide its latencies: three blocks of four.
 constexpr std::int64_t kStridedConvolutionWarps = 12;

@@ -53,9 +53,7 @@ struct StridedLayout {
     int quads;  // windows a row
 
     constexpr int row_bytes() const { return 16 * (quads + 2); }
-    constexpr int row_chunks() const { return 2 * (quads + 2); }   // of four elements
-    constexpr int used_chunks() const { return 2 * (quads + 1); }  // of a row, that windows reach
-    constexpr int chunks() const { return rows * row_chunks(); }
+    constexpr int used_chunks() const { return 2 * (quads + 1); }  // of a row, of four elements, that windows reach
     constexpr int plane_bytes() const { return (rows * row_bytes() + 127) / 128 * 128; }
 };
 
@@ -76,10 +74,11 @@ struct StridedTile {
     constexpr std::int64_t tiles() const { return static_cast<std::int64_t>(tiles_d) * tiles_h * tiles_w; }
     constexpr StridedLayout layout(int kernel) const { return {4 * pairs + kernel - 2, quads}; }
 
-    // Input planes on their way, and those in shared memory: where they are staged, two of them are operands.
-    static constexpr int stages(bool staged) { return staged ? 3 : 4; }
+    // Input planes on their way, and those in shared memory: where they are staged, two of them are operands, and where
+    // they are computed, each is two on its way. Three blocks fit a multiprocessor.
+    static constexpr int stages(bool staged, bool mapped) { return mapped ? 2 : staged ? 3 : 4; }
     static constexpr int planes(bool staged, bool mapped) {
-        return staged ? stages(true) * (mapped ? 2 : 1) + 2 : stages(false);
+        return stages(staged, mapped) * (mapped ? 2 : 1) + (staged ? 2 : 0);
     }
 };
 

@@ -62,9 +62,9 @@ struct StridedGather {
     static constexpr int kWindows = StridedTile::kWindows;
     static constexpr int kSums = (K + 1) / 2;  // output planes in progress
     static constexpr int kRows = K + 2;        // of the input, for two of the output
-    static constexpr int kBlocksPerProcessor = K == 3 ? 4 : 3;
+    static constexpr int kBlocksPerProcessor = K == 3 && Fill == StridedFill::direct ? 4 : 3;
     // Whether a row of taps is two registers, or one and a mask.
-    static constexpr bool kWholeBand = K < 7;
+    static constexpr bool kWholeBand = K == 3 || (K == 5 && Fill == StridedFill::direct);
     // Rows of taps among zeros, so that the band is read without looking at bounds: kw is -1 to 7, kh -2 to K + 1.
     static constexpr int kTapsRow = 12;
     static constexpr int kTapsBegin = 2;
@@ -73,7 +73,7 @@ struct StridedGather {
     struct Shared {
         SharedLayout layout;
         SharedArray<unsigned char> planes;
-        SharedArray<int> table;
+        SharedArray<int> kept;  // see StridedPlanes
         SharedArray<T> taps;
         SharedArray<Moments<double>> of_warp;
 
@@ -81,7 +81,7 @@ struct StridedGather {
             : planes(layout.array<unsigned char>(
                   StridedTile::planes(Fill != StridedFill::direct, Fill == StridedFill::mapped) * plane.plane_bytes(),
                   128)),
-              table(layout.array<int>(plane.chunks())),
+              kept(layout.array<int>(Planes::kKept * kMostThreads)),
               taps(layout.array<T>(K * kTapsRows * kTapsRow)),
               of_warp(layout.array<Moments<double>>(StridedTile::kMostWarps)) {}
     };
@@ -97,30 +97,51 @@ struct StridedGather {
         }
     }
 
-    // Lane (g, t) holds kappa = 2 t, 2 t + 1 and 8 further on of column g = 4 r + o. A band of 7 taps is never in both:
-    // `lower` says, for the lane, in which of the two it belongs.
+    // Lane (g, t) holds kappa = 2 t, 2 t + 1 and 8 further on of column g = 4 r + o. A band of 7 taps is never in both,
+    // and the first and last two rows of the input are read by one of the two rows of outputs each: `lower` and
+    // `second` say, for the lane, where a register belongs. Input row i is in register i % K; or all are laid out, and
+    // nothing is to say.
     struct Band {
-        unsigned taps[K][kRows][kWholeBand ? 2 : 1];
-        unsigned lower;
+        static constexpr int kHeld = kWholeBand ? kRows : K;
+        unsigned taps[K][kHeld][kWholeBand ? 2 : 1];
+        unsigned lower, second;
 
         __device__ explicit Band(const T* staged) {
             const int g = static_cast<int>(threadIdx.x % kWarpSize) / 4;
             const int t = static_cast<int>(threadIdx.x % 4);
             const int first = 2 * t - 2 * (g % 4) + K / 2 - 4;
             lower = first >= -1 ? ~0u : 0u;
+            second = g >= 4 ? ~0u : 0u;
             const T* const pair = staged + (2 - 2 * (g / 4)) * kTapsRow + kTapsBegin + first + (first >= -1 ? 0 : 8);
 #pragma unroll
-            for (int i = 0; i < K * kRows; ++i) {
-                const T* const row = pair + (i / kRows * kTapsRows + i % kRows) * kTapsRow;
-                const unsigned both = pack(row[0], row[1]);
-                taps[i / kRows][i % kRows][0] = kWholeBand ? both & lower : both;
-                if constexpr (kWholeBand) taps[i / kRows][i % kRows][kWholeBand ? 1 : 0] = both & ~lower;
+            for (int i = 0; i < K * kHeld; ++i) {
+                const int kd = i / kHeld;
+                const int row = i % kHeld;
+                const bool later = !kWholeBand && row < 2 && g >= 4;
+                const T* const from = pair + (kd * kTapsRows + row + (later ? K : 0)) * kTapsRow;
+                const unsigned both = pack(from[0], from[1]);
+                taps[kd][row][0] = kWholeBand ? both & lower : both;
+                if constexpr (kWholeBand) taps[kd][row][kWholeBand ? 1 : 0] = both & ~lower;
+            }
+        }
+
+        // Inside of a loop: or the compiler keeps what take() makes of them, twice the registers.
+        __device__ void forget() {
+            if constexpr (!kWholeBand) {
+                make_opaque(lower);
+                make_opaque(second);
             }
         }
 
         __device__ void take(int kd, int row, unsigned (&b)[2]) const {
-            b[0] = kWholeBand ? taps[kd][row][0] : taps[kd][row][0] & lower;
-            b[1] = kWholeBand ? taps[kd][row][kWholeBand ? 1 : 0] : taps[kd][row][0] & ~lower;
+            if constexpr (kWholeBand) {
+                b[0] = taps[kd][row][0];
+                b[1] = taps[kd][row][kWholeBand ? 1 : 0];
+            } else {
+                const unsigned of_row = row < 2 ? ~second : row < K ? ~0u : second;
+                b[0] = taps[kd][row % K][0] & lower & of_row;
+                b[1] = taps[kd][row % K][0] & ~lower & of_row;
+            }
         }
     };
 
@@ -196,12 +217,13 @@ __global__ void __launch_bounds__(StridedGather<T, K, Fill>::kMostThreads,
 
     const StridedLayout layout = tile.layout(K);
     const typename Core::Shared shared(layout);
-    typename Core::Planes planes(p.source, layout, shared_array(shared.planes), shared_array(shared.table), volume,
+    typename Core::Planes planes(p.source, layout, shared_array(shared.planes), shared_array(shared.kept), volume,
                                  2 * h0 - K / 2, 2 * w0 - 4, 2 * d0 - K / 2, 2 * (d1 - 1) - K / 2 + K);
     T* const taps = shared_array(shared.taps);
+    planes.clear(volume);
     Core::load_taps(p.weight, volume % p.channels, taps);
-    planes.start();
     __syncthreads();
+    planes.start();
     typename Core::Band band(taps);
 
     // Where each fragment's windows lie in a plane: lane 8 j + r names row r + 8 (j % 2), columns from 8 (j / 2).
@@ -249,7 +271,7 @@ __global__ void __launch_bounds__(StridedGather<T, K, Fill>::kMostThreads,
                 if (inside >> 2 * i & 1) added[i] = *reinterpret_cast<const unsigned*>(add + place[i]);
             }
         }
-        if constexpr (!Core::kWholeBand) make_opaque(band.lower);  // both halves of every band take twice the registers
+        band.forget();
         const int z = 2 * step - K / 2;
         const unsigned char* plane = planes.next();
         if (planes.has(z)) Core::template multiply<0>(acc, band, plane, window, row_bytes);

@@ -10,7 +10,8 @@
 //              these and the next ones a thread picks the chunk's four elements, and computes the gradient, in float,
 //              rounded once, for the plane after the one that is multiplied: there is one barrier a plane either way
 //
-// Which chunks a thread moves is the same for all planes; a table in shared memory says where they come from.
+// A thread moves the same column of chunks in every plane, some rows apart. What it needs to know of them waits in
+// shared memory, where it costs the products no registers.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@
 
 #include "../common/copy.cuh"
 #include "../common/scalar_types.cuh"
+#include "../common/shared_load.cuh"
 #include "plan.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
@@ -35,44 +37,53 @@ class StridedPlanes {
   public:
     static_assert(Staged || !Mapped);
     static constexpr int kChunk = 4;
-    static constexpr int kStages = StridedTile::stages(Staged);
+    static constexpr int kStages = StridedTile::stages(Staged, Mapped);
     static constexpr int kTensors = Mapped ? 2 : 1;
 
-    // Planes from `z` on of volume `volume`, those below `z_end` of which are wanted; `table` takes layout.chunks()
-    // numbers.
-    __device__ StridedPlanes(const StridedSource& source, const StridedLayout& layout, unsigned char* planes,
-                             int* table, std::int64_t volume, int h0, int w0, int z, int z_end)
+    // Numbers that a thread keeps in shared memory.
+    static constexpr int kKept = Mapped ? 12 : Staged ? 8 : 4;
+
+    // Planes from `z` on of volume `volume`, those below `z_end` of which are wanted; `kept` takes kKept a thread.
+    __device__ StridedPlanes(const StridedSource& source, const StridedLayout& layout, unsigned char* planes, int* kept,
+                             std::int64_t volume, int h0, int w0, int z, int z_end)
         : source_(source),
-          layout_(layout),
           planes_(planes),
-          table_(table),
+          kept_(kept + 4 * threadIdx.x),
+          plane_bytes_(layout.plane_bytes()),
           volume_at_(volume * source.d),
           plane_size_(source.h * source.w),
           z_(z),
           z_begin_(max(z, 0)),
           z_count_(static_cast<unsigned>(max(min(z_end, source.d) - z_begin_, 0))) {
-        if constexpr (Mapped) {
-            scale_ = source.affine.scale[volume];
-            slope_ = source.affine.slope[volume];
-            offset_ = source.affine.offset[volume];
+        // The elements of a staged chunk may lie in the 8 bytes behind those in which it begins.
+        const Deal chunks(layout.used_chunks() + (Staged ? 1 : 0), layout.rows, h0, source.h);
+        const int w = w0 + kChunk * chunks.column;
+        keep(0, {w >= 0 && w < source.w + (Staged ? 3 : 0) ? chunks.count : 0, (h0 + chunks.row) * source.w + w,
+                 chunks.row * layout.row_bytes() + 8 * chunks.column, w});
+        from_step_ = chunks.rows_at_once * source.w;
+        to_step_ = chunks.rows_at_once * layout.row_bytes();
+        if constexpr (Staged) {
+            const Deal octets(layout.used_chunks() / 2, layout.rows, h0, source.h);
+            const int octet_w = w0 + 8 * octets.column;
+            keep(1, {octet_w < source.w ? octets.count : 0, (h0 + octets.row) * source.w,
+                     octets.row * layout.row_bytes() + 16 * octets.column, octet_w});
+            octet_from_step_ = octets.rows_at_once * source.w;
+            octet_to_step_ = octets.rows_at_once * layout.row_bytes();
         }
-        // A thread writes and reads its own entries of the table: no barrier between.
-        for_each_chunk([&](int chunk) {
-            const int row = chunk / layout_.row_chunks();
-            const int column = chunk - row * layout_.row_chunks();
-            const int h = h0 + row;
-            const int w = w0 + kChunk * column;
-            const int count = column < layout_.used_chunks() ? min(max(source_.w - w, 0), kChunk) : 0;
-            // A chunk of a staged plane may lie in the 8 bytes behind those in which it begins.
-            const bool some = column < layout_.used_chunks() + (Staged ? 1 : 0) &&
-                              static_cast<unsigned>(h) < static_cast<unsigned>(source_.h) && w >= 0 &&
-                              w < source_.w + (Staged ? 3 : 0);
-            table_[chunk] = some ? h * source_.w + w + (count << kCountBit) : kOutside;
-            if (some && count > 0) return;
-            for (int plane = 0; plane < (Staged ? 2 : kStages); ++plane) {
-                *reinterpret_cast<Vector<unsigned, 2>*>(operand(plane) + 8 * chunk) = Vector<unsigned, 2>{};
-            }
-        });
+    }
+
+    // What lies outside of the volume, for good. A barrier for the whole block must follow.
+    __device__ void clear(std::int64_t volume) const {
+        if constexpr (Mapped) {
+            const AffineGradient& affine = source_.affine;
+            const float map[3] = {affine.scale[volume], affine.slope[volume], affine.offset[volume]};
+            for (int i = 0; i < 3; ++i) kept_map()[i] = map[i];
+            kept_map()[3] = 0.0f;
+        }
+        const int bytes = plane_bytes_ * (Staged ? 2 : kStages);
+        for (int at = static_cast<int>(threadIdx.x) * 16; at < bytes; at += static_cast<int>(blockDim.x) * 16) {
+            *reinterpret_cast<Vector<unsigned, 4>*>(planes_ + at) = Vector<unsigned, 4>{};
+        }
     }
 
     // Asks for the first planes; a barrier for the whole block where they are staged.
@@ -111,39 +122,49 @@ class StridedPlanes {
     __device__ bool has(int z) const { return static_cast<unsigned>(z - z_begin_) < z_count_; }
 
   private:
-    static constexpr int kOutside = -1;
-    static constexpr int kCountBit = 28;  // of an entry: how many elements of the chunk are in the row
+    static constexpr int kAtOnce = 4;  // copies
 
-    template <typename Function>
-    __device__ void for_each_chunk(Function&& function) const {
-        const int chunks = layout_.chunks();
-#pragma unroll 1
-        for (int chunk = static_cast<int>(threadIdx.x); chunk < chunks; chunk += static_cast<int>(blockDim.x)) {
-            function(chunk);
-        }
+    // The rows of a thread: how many, and where the first one begins, in elements in a plane of the tensor, and in
+    // bytes in one of the tile.
+    struct Rows {
+        int count, from, to, column;
+    };
+
+    __device__ void keep(int which, const Rows& rows) const {
+        int* const to = kept_ + 4 * which * static_cast<int>(blockDim.x);
+        to[0] = rows.count;
+        to[1] = rows.from;
+        to[2] = rows.to;
+        to[3] = rows.column;
     }
 
-    // The same, so many at once.
-    template <int AtOnce, typename Function>
-    __device__ void for_each_entry(Function&& function) const {
-        const int chunks = layout_.chunks();
-        const auto threads = static_cast<int>(blockDim.x);
-#pragma unroll 1
-        for (int first = static_cast<int>(threadIdx.x); first < chunks; first += AtOnce * threads) {
-            int entries[AtOnce];
-#pragma unroll
-            for (int i = 0; i < AtOnce; ++i) {
-                entries[i] = first + i * threads < chunks ? table_[first + i * threads] : kOutside;
-            }
-#pragma unroll
-            for (int i = 0; i < AtOnce; ++i) {
-                if (entries[i] != kOutside) function(first + i * threads, entries[i]);
-            }
-        }
+    __device__ float* kept_map() const {
+        return reinterpret_cast<float*>(kept_ + 4 * 2 * static_cast<int>(blockDim.x));
     }
+
+    __device__ Rows kept(int which) const {
+        int values[4];
+        load_shared_again(values, kept_ + 4 * which * static_cast<int>(blockDim.x));
+        return {values[0], values[1], values[2], values[3]};
+    }
+
+    // How the rows of a tile that are in the volume are dealt to the threads, so many columns each row: a thread has
+    // `count` of them, from `row` on, `rows_at_once` apart.
+    struct Deal {
+        int column, row, rows_at_once, count;
+
+        __device__ Deal(int columns, int rows, int h0, int h)
+            : column(static_cast<int>(threadIdx.x) % columns),
+              row(static_cast<int>(threadIdx.x) / columns),
+              rows_at_once(static_cast<int>(blockDim.x) / columns) {
+            const bool works = row < rows_at_once;
+            if (h0 + row < 0) row += (-h0 - row + rows_at_once - 1) / rows_at_once * rows_at_once;
+            count = works ? max(min(rows, h - h0) - row + rows_at_once - 1, 0) / rows_at_once : 0;
+        }
+    };
 
     // The planes that products read, and those that copies go to: the same, or behind them.
-    __device__ unsigned char* operand(int plane) const { return planes_ + plane * layout_.plane_bytes(); }
+    __device__ unsigned char* operand(int plane) const { return planes_ + plane * plane_bytes_; }
     __device__ unsigned char* copied(int stage, int tensor) const {
         return operand(Staged ? 2 + stage * kTensors + tensor : stage);
     }
@@ -154,105 +175,127 @@ class StridedPlanes {
 
     __device__ std::int64_t plane_at(int z) const { return (volume_at_ + z) * plane_size_; }
 
-    static __device__ int from(int entry) { return entry & ((1 << kCountBit) - 1); }
-
     __device__ void fill(int z, int stage) const {
         if (has(z)) {
             const std::int64_t at = plane_at(z);
+            const Rows rows = kept(0);
 #pragma unroll
             for (int which = 0; which < kTensors; ++which) {
-                const T* const data = tensor(which) + at;
-                unsigned char* const to = copied(stage, which);
-                if (!Staged) {
-                    for_each_entry<4>([&](int chunk, int entry) { copy_async<8>(to + 8 * chunk, data + from(entry)); });
-                } else if (at >= kChunk && at + plane_size_ + 2 * kChunk <= source_.volumes * source_.d * plane_size_) {
-                    for_each_entry<4>([&](int chunk, int entry) {
-                        const auto address = reinterpret_cast<std::uintptr_t>(data + from(entry)) & ~std::uintptr_t{7};
-                        copy_async<8>(to + 8 * chunk, reinterpret_cast<const void*>(address));
-                    });
+                unsigned char* const to = copied(stage, which) + rows.to;
+                if (!Staged || (at >= kChunk && at + plane_size_ + 2 * kChunk <= elements())) {
+                    copy(reinterpret_cast<std::uintptr_t>(tensor(which) + (at + rows.from)), to, rows.count);
                 } else {
-                    fill_at_the_end(which, at, to);
+                    copy_at_the_end(which, at + rows.from, to, rows.count);
                 }
             }
         }
         copy_async_commit();
     }
 
-    // The same at the ends of the tensor, where the aligned 8 bytes may reach out of it: element by element.
-    __device__ void fill_at_the_end(int which, std::int64_t at, unsigned char* to) const {
-        for_each_chunk([&](int chunk) {
-            if (table_[chunk] == kOutside) return;
-            const std::int64_t begin = at + from(table_[chunk]) - shift(which, at, table_[chunk]);
-            Vector<T, kChunk> elements{};
-            for (int i = 0; i < kChunk; ++i) {
-                const bool in = begin + i >= 0 && begin + i < source_.volumes * source_.d * plane_size_;
-                if (in) elements.element[i] = tensor(which)[begin + i];
+    __device__ void copy(std::uintptr_t from, unsigned char* to, int rows) const {
+        const auto step = static_cast<unsigned>(from_step_) * static_cast<unsigned>(sizeof(T));
+#pragma unroll 1
+        for (int first = 0; first < rows; first += kAtOnce) {
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i, from += step, to += to_step_) {
+                const std::uintptr_t begin = Staged ? from & ~std::uintptr_t{7} : from;
+                copy_async_if<8>(first + i < rows, to, reinterpret_cast<const void*>(begin));
             }
-            *reinterpret_cast<Vector<T, kChunk>*>(to + 8 * chunk) = elements;
-        });
+        }
     }
 
-    // How many elements of the aligned 8 bytes in which a chunk begins lie before it.
-    __device__ int shift(int which, std::int64_t at, int entry) const {
+    // The same at the ends of the tensor, where the aligned 8 bytes may reach out of it: element by element.
+    __device__ void copy_at_the_end(int which, std::int64_t at, unsigned char* to, int rows) const {
+#pragma unroll 1
+        for (int i = 0; i < rows; ++i, at += from_step_, to += to_step_) {
+            const std::int64_t begin = at - shift(which, at);
+            Vector<T, kChunk> chunk{};
+#pragma unroll
+            for (int j = 0; j < kChunk; ++j) {
+                if (begin + j >= 0 && begin + j < elements()) chunk.element[j] = tensor(which)[begin + j];
+            }
+            *reinterpret_cast<Vector<T, kChunk>*>(to) = chunk;
+        }
+    }
+
+    __device__ std::int64_t elements() const { return source_.volumes * source_.d * plane_size_; }
+
+    // How many elements of the aligned 8 bytes in which a chunk at element `at` begins lie before it.
+    __device__ int shift(int which, std::int64_t at) const {
         const auto base = static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(tensor(which)) / sizeof(T));
-        return static_cast<int>((base + static_cast<unsigned>(at) + static_cast<unsigned>(entry)) % kChunk);
+        return static_cast<int>((base + static_cast<unsigned>(at)) % kChunk);
     }
 
-    __device__ static void pick(const unsigned char* copied, int shift, unsigned (&words)[2]) {
-        const auto low = *reinterpret_cast<const Vector<unsigned, 2>*>(copied);
-        const auto high = *reinterpret_cast<const Vector<unsigned, 2>*>(copied + 8);
-        const bool further = shift >= 2;
-        const unsigned first = further ? low.element[1] : low.element[0];
-        const unsigned second = further ? high.element[0] : low.element[1];
-        const unsigned third = further ? high.element[1] : high.element[0];
-        const unsigned selector = shift % 2 == 1 ? 0x5432 : 0x3210;
-        words[0] = __byte_perm(first, second, selector);
-        words[1] = __byte_perm(second, third, selector);
+    // Eight elements from the `shift` % 4th on.
+    __device__ static void pick(const unsigned char* copied, int shift, unsigned (&words)[4]) {
+        const auto first = *reinterpret_cast<const Vector<unsigned, 4>*>(copied);
+        const auto last = *reinterpret_cast<const Vector<unsigned, 2>*>(copied + 16);
+        const unsigned selector = (shift & 1) != 0 ? 0x5432 : 0x3210;
+        const bool further = (shift & 2) != 0;
+        const auto word = [&](int i) { return i < 4 ? first.element[i < 4 ? i : 0] : last.element[i < 4 ? 0 : i - 4]; };
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            words[i] = __byte_perm(further ? word(i + 1) : word(i), further ? word(i + 2) : word(i + 1), selector);
+        }
     }
 
-    // The plane z that products read, from what was copied.
+    // The plane z that products read, from what was copied: octets, each by one thread.
     __device__ void compute(int z, int stage) const {
         if (!has(z)) return;
-        const std::int64_t at = plane_at(z);
-        unsigned char* const to = operand(z & 1);
-        for_each_entry<2>([&](int chunk, int entry) {
-            const int count = entry >> kCountBit;
-            if (count == 0) return;
-            unsigned words[2];
-            pick(copied(stage, 0) + 8 * chunk, shift(0, at, entry), words);
-            if constexpr (Mapped) {
-                unsigned outputs[2];
-                pick(copied(stage, 1) + 8 * chunk, shift(1, at, entry), outputs);
+        const Rows rows = kept(1);
+        float map[4];  // scale, slope and offset
+        if constexpr (Mapped) load_shared_again(map, kept_map());
+        unsigned whole[4];
 #pragma unroll
-                for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < 4; ++i) {
+            const auto in = [&](int column) {
+                return static_cast<unsigned>(column) < static_cast<unsigned>(source_.w);
+            };
+            whole[i] = (in(rows.column + 2 * i) ? 0xffffu : 0u) | (in(rows.column + 2 * i + 1) ? 0xffff0000u : 0u);
+        }
+        const unsigned char* from = copied(stage, 0) + rows.to;
+        unsigned char* to = operand(z & 1) + rows.to;
+        int shifts[kTensors];
+#pragma unroll
+        for (int which = 0; which < kTensors; ++which) shifts[which] = shift(which, plane_at(z) + rows.from);
+#pragma unroll 1
+        for (int i = 0; i < rows.count; ++i) {
+            unsigned words[4];
+            pick(from, shifts[0], words);
+            if constexpr (Mapped) {
+                unsigned outputs[4];
+                pick(from + plane_bytes_, shifts[kTensors - 1], outputs);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
                     float values[2];
                     float others[2];
-                    unpack<T>(words[i], values[0], values[1]);
-                    unpack<T>(outputs[i], others[0], others[1]);
-                    words[i] = round_pair<T>(fmaf(scale_, values[0], fmaf(slope_, others[0], offset_)),
-                                             fmaf(scale_, values[1], fmaf(slope_, others[1], offset_)));
+                    unpack<T>(words[j], values[0], values[1]);
+                    unpack<T>(outputs[j], others[0], others[1]);
+                    words[j] = round_pair<T>(fmaf(map[0], values[0], fmaf(map[1], others[0], map[2])),
+                                             fmaf(map[0], values[1], fmaf(map[1], others[1], map[2])));
                 }
             }
-            if (count < kChunk) {  // the row ends here
-                if (count == 1) words[0] &= 0xffffu;
-                words[1] = count == 3 ? words[1] & 0xffffu : 0;
-            }
-            *reinterpret_cast<Vector<unsigned, 2>*>(to + 8 * chunk) = {words[0], words[1]};
-        });
+            *reinterpret_cast<Vector<unsigned, 4>*>(to) = {words[0] & whole[0], words[1] & whole[1],
+                                                           words[2] & whole[2], words[3] & whole[3]};
+            from += octet_to_step_;
+            to += octet_to_step_;
+#pragma unroll
+            for (int which = 0; which < kTensors; ++which) shifts[which] += octet_from_step_;
+        }
     }
 
     const StridedSource& source_;
-    StridedLayout layout_;
     unsigned char* planes_;
-    int* table_;
+    int* kept_;
+    int plane_bytes_;
     std::int64_t volume_at_;  // planes before this volume
     int plane_size_;
     int z_, z_begin_;
     unsigned z_count_;
+    int from_step_, to_step_;  // from a row of this thread to the next one, in elements and bytes
+    int octet_from_step_ = 0;  // likewise of the octets that it computes
+    int octet_to_step_ = 0;
     int stage_ = 0;
-    float scale_ = 0.0f;
-    float slope_ = 0.0f;
-    float offset_ = 0.0f;
 };
 
 }  // namespace mednext_ops::cuda::depthwise_conv3d
