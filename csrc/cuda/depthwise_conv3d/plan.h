@@ -52,8 +52,8 @@ struct StridedLayout {
     int rows;
     int quads;  // windows a row
 
-    constexpr int row_bytes() const { return 16 * (quads + 2); }
-    constexpr int used_chunks() const { return 2 * (quads + 1); }  // of a row, of four elements, that windows reach
+    constexpr int row_bytes() const { return 16 * (octets() + 1); }
+    constexpr int octets() const { return quads + 1; }  // of a row, that windows reach
     constexpr int plane_bytes() const { return (rows * row_bytes() + 127) / 128 * 128; }
 };
 

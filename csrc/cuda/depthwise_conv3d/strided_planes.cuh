@@ -2,7 +2,7 @@
 //
 // A plane has rows of octets of 16-bit elements, the first at (h0, w0) of the volume, w0 four less than a multiple of
 // eight; what lies outside of the volume is zero. It is moved in chunks of four elements by asynchronous copies of 8
-// bytes.
+// bytes, two chunks a thread, neighbours.
 //
 //     direct   rows are whole chunks: they are copied to where the products read them
 //     staged   rows begin anywhere (those of a transposed convolution are odd), or the tensor is a gradient that is not
@@ -10,7 +10,7 @@
 //              these and the next ones a thread picks the chunk's four elements, and computes the gradient, in float,
 //              rounded once, for the plane after the one that is multiplied: there is one barrier a plane either way
 //
-// A thread moves the same column of chunks in every plane, some rows apart. What it needs to know of them waits in
+// A thread moves the same column of octets in every plane, some rows apart. What it needs to know of them waits in
 // shared memory, where it costs the products no registers.
 #pragma once
 
@@ -41,7 +41,7 @@ class StridedPlanes {
     static constexpr int kTensors = Mapped ? 2 : 1;
 
     // Numbers that a thread keeps in shared memory.
-    static constexpr int kKept = Mapped ? 12 : Staged ? 8 : 4;
+    static constexpr int kKept = 12;
 
     // Planes from `z` on of volume `volume`, those below `z_end` of which are wanted; `kept` takes kKept a thread.
     __device__ StridedPlanes(const StridedSource& source, const StridedLayout& layout, unsigned char* planes, int* kept,
@@ -55,21 +55,21 @@ class StridedPlanes {
           z_(z),
           z_begin_(max(z, 0)),
           z_count_(static_cast<unsigned>(max(min(z_end, source.d) - z_begin_, 0))) {
-        // The elements of a staged chunk may lie in the 8 bytes behind those in which it begins.
-        const Deal chunks(layout.used_chunks() + (Staged ? 1 : 0), layout.rows, h0, source.h);
-        const int w = w0 + kChunk * chunks.column;
-        keep(0, {w >= 0 && w < source.w + (Staged ? 3 : 0) ? chunks.count : 0, (h0 + chunks.row) * source.w + w,
-                 chunks.row * layout.row_bytes() + 8 * chunks.column, w});
-        from_step_ = chunks.rows_at_once * source.w;
-        to_step_ = chunks.rows_at_once * layout.row_bytes();
-        if constexpr (Staged) {
-            const Deal octets(layout.used_chunks() / 2, layout.rows, h0, source.h);
-            const int octet_w = w0 + 8 * octets.column;
-            keep(1, {octet_w < source.w ? octets.count : 0, (h0 + octets.row) * source.w,
-                     octets.row * layout.row_bytes() + 16 * octets.column, octet_w});
-            octet_from_step_ = octets.rows_at_once * source.w;
-            octet_to_step_ = octets.rows_at_once * layout.row_bytes();
-        }
+        // The elements of a staged octet may lie in the 8 bytes behind it.
+        const int columns = layout.octets() + (Staged ? 1 : 0);
+        const int column = static_cast<int>(threadIdx.x) % columns;
+        const int rows_at_once = static_cast<int>(blockDim.x) / columns;
+        int row = static_cast<int>(threadIdx.x) / columns;
+        const bool works = row < rows_at_once;
+        if (h0 + row < 0) row += (-h0 - row + rows_at_once - 1) / rows_at_once * rows_at_once;
+        const int end = min(layout.rows, source.h - h0);
+        const int rows = works ? max(end - row + rows_at_once - 1, 0) / rows_at_once : 0;
+        const int w = w0 + 2 * kChunk * column;
+        const auto rows_of_chunk = [&](int w) { return w >= 0 && w < source.w + (Staged ? 3 : 0) ? rows : 0; };
+        keep({rows_of_chunk(w), rows_of_chunk(w + kChunk), (h0 + row) * source.w + w,
+              row * layout.row_bytes() + 16 * column, column < layout.octets() && w < source.w ? rows : 0, w});
+        from_step_ = rows_at_once * source.w;
+        to_step_ = rows_at_once * layout.row_bytes();
     }
 
     // What lies outside of the volume, for good. A barrier for the whole block must follow.
@@ -124,44 +124,20 @@ class StridedPlanes {
   private:
     static constexpr int kAtOnce = 4;  // copies
 
-    // The rows of a thread: how many, and where the first one begins, in elements in a plane of the tensor, and in
-    // bytes in one of the tile.
+    // The rows of a thread: how many of the first and of the second chunk it copies, where the first row begins, in
+    // elements in a plane of the tensor and in bytes in one of the tile, how many octets it computes, and their column.
     struct Rows {
-        int count, from, to, column;
+        int first, second, from, to;
+        int octets, column;
     };
 
-    __device__ void keep(int which, const Rows& rows) const {
-        int* const to = kept_ + 4 * which * static_cast<int>(blockDim.x);
-        to[0] = rows.count;
-        to[1] = rows.from;
-        to[2] = rows.to;
-        to[3] = rows.column;
+    __device__ int* kept(int which) const { return kept_ + 4 * which * static_cast<int>(blockDim.x); }
+    __device__ float* kept_map() const { return reinterpret_cast<float*>(kept(2)); }
+
+    __device__ void keep(const Rows& rows) const {
+        const int values[8] = {rows.first, rows.second, rows.from, rows.to, rows.octets, rows.column, 0, 0};
+        for (int i = 0; i < 8; ++i) kept(i / 4)[i % 4] = values[i];
     }
-
-    __device__ float* kept_map() const {
-        return reinterpret_cast<float*>(kept_ + 4 * 2 * static_cast<int>(blockDim.x));
-    }
-
-    __device__ Rows kept(int which) const {
-        int values[4];
-        load_shared_again(values, kept_ + 4 * which * static_cast<int>(blockDim.x));
-        return {values[0], values[1], values[2], values[3]};
-    }
-
-    // How the rows of a tile that are in the volume are dealt to the threads, so many columns each row: a thread has
-    // `count` of them, from `row` on, `rows_at_once` apart.
-    struct Deal {
-        int column, row, rows_at_once, count;
-
-        __device__ Deal(int columns, int rows, int h0, int h)
-            : column(static_cast<int>(threadIdx.x) % columns),
-              row(static_cast<int>(threadIdx.x) / columns),
-              rows_at_once(static_cast<int>(blockDim.x) / columns) {
-            const bool works = row < rows_at_once;
-            if (h0 + row < 0) row += (-h0 - row + rows_at_once - 1) / rows_at_once * rows_at_once;
-            count = works ? max(min(rows, h - h0) - row + rows_at_once - 1, 0) / rows_at_once : 0;
-        }
-    };
 
     // The planes that products read, and those that copies go to: the same, or behind them.
     __device__ unsigned char* operand(int plane) const { return planes_ + plane * plane_bytes_; }
@@ -178,28 +154,33 @@ class StridedPlanes {
     __device__ void fill(int z, int stage) const {
         if (has(z)) {
             const std::int64_t at = plane_at(z);
-            const Rows rows = kept(0);
+            int rows[4];  // as struct Rows begins
+            load_shared_again(rows, kept(0));
 #pragma unroll
             for (int which = 0; which < kTensors; ++which) {
-                unsigned char* const to = copied(stage, which) + rows.to;
+                unsigned char* const to = copied(stage, which) + rows[3];
                 if (!Staged || (at >= kChunk && at + plane_size_ + 2 * kChunk <= elements())) {
-                    copy(reinterpret_cast<std::uintptr_t>(tensor(which) + (at + rows.from)), to, rows.count);
+                    copy(reinterpret_cast<std::uintptr_t>(tensor(which) + (at + rows[2])), to, rows[0], rows[1]);
                 } else {
-                    copy_at_the_end(which, at + rows.from, to, rows.count);
+                    copy_at_the_end(which, at + rows[2], to, rows[0]);
+                    copy_at_the_end(which, at + rows[2] + kChunk, to + 8, rows[1]);
                 }
             }
         }
         copy_async_commit();
     }
 
-    __device__ void copy(std::uintptr_t from, unsigned char* to, int rows) const {
+    __device__ void copy(std::uintptr_t from, unsigned char* to, int rows_of_first, int rows_of_second) const {
         const auto step = static_cast<unsigned>(from_step_) * static_cast<unsigned>(sizeof(T));
+        const int rows = max(rows_of_first, rows_of_second);
 #pragma unroll 1
-        for (int first = 0; first < rows; first += kAtOnce) {
+        for (int row = 0; row < rows; row += kAtOnce) {
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i, from += step, to += to_step_) {
-                const std::uintptr_t begin = Staged ? from & ~std::uintptr_t{7} : from;
-                copy_async_if<8>(first + i < rows, to, reinterpret_cast<const void*>(begin));
+                const auto* const begin =
+                    reinterpret_cast<const unsigned char*>(Staged ? from & ~std::uintptr_t{7} : from);
+                copy_async_if<8>(row + i < rows_of_first, to, begin);
+                copy_async_if<8>(row + i < rows_of_second, to + 8, begin + 8);
             }
         }
     }
@@ -242,7 +223,10 @@ class StridedPlanes {
     // The plane z that products read, from what was copied: octets, each by one thread.
     __device__ void compute(int z, int stage) const {
         if (!has(z)) return;
-        const Rows rows = kept(1);
+        int rows[4];  // as struct Rows ends
+        load_shared_again(rows, kept(1));
+        int places[4];
+        load_shared_again(places, kept(0));
         float map[4];  // scale, slope and offset
         if constexpr (Mapped) load_shared_again(map, kept_map());
         unsigned whole[4];
@@ -251,15 +235,15 @@ class StridedPlanes {
             const auto in = [&](int column) {
                 return static_cast<unsigned>(column) < static_cast<unsigned>(source_.w);
             };
-            whole[i] = (in(rows.column + 2 * i) ? 0xffffu : 0u) | (in(rows.column + 2 * i + 1) ? 0xffff0000u : 0u);
+            whole[i] = (in(rows[1] + 2 * i) ? 0xffffu : 0u) | (in(rows[1] + 2 * i + 1) ? 0xffff0000u : 0u);
         }
-        const unsigned char* from = copied(stage, 0) + rows.to;
-        unsigned char* to = operand(z & 1) + rows.to;
+        const unsigned char* from = copied(stage, 0) + places[3];
+        unsigned char* to = operand(z & 1) + places[3];
         int shifts[kTensors];
 #pragma unroll
-        for (int which = 0; which < kTensors; ++which) shifts[which] = shift(which, plane_at(z) + rows.from);
+        for (int which = 0; which < kTensors; ++which) shifts[which] = shift(which, plane_at(z) + places[2]);
 #pragma unroll 1
-        for (int i = 0; i < rows.count; ++i) {
+        for (int i = 0; i < rows[0]; ++i) {
             unsigned words[4];
             pick(from, shifts[0], words);
             if constexpr (Mapped) {
@@ -277,10 +261,10 @@ class StridedPlanes {
             }
             *reinterpret_cast<Vector<unsigned, 4>*>(to) = {words[0] & whole[0], words[1] & whole[1],
                                                            words[2] & whole[2], words[3] & whole[3]};
-            from += octet_to_step_;
-            to += octet_to_step_;
+            from += to_step_;
+            to += to_step_;
 #pragma unroll
-            for (int which = 0; which < kTensors; ++which) shifts[which] += octet_from_step_;
+            for (int which = 0; which < kTensors; ++which) shifts[which] += from_step_;
         }
     }
 
@@ -293,8 +277,6 @@ class StridedPlanes {
     int z_, z_begin_;
     unsigned z_count_;
     int from_step_, to_step_;  // from a row of this thread to the next one, in elements and bytes
-    int octet_from_step_ = 0;  // likewise of the octets that it computes
-    int octet_to_step_ = 0;
     int stage_ = 0;
 };
 
