@@ -2,7 +2,8 @@
 //
 // A plane has rows of octets of 16-bit elements, the first at (h0, w0) of the volume, w0 four less than a multiple of
 // eight; what lies outside of the volume is zero. It is moved in chunks of four elements by asynchronous copies of 8
-// bytes, two chunks a thread, neighbours.
+// bytes, two a thread, half a row apart, so that
+// neighbours copy neighbours.
 //
 //     direct   rows are whole chunks: they are copied to where the products read them
 //     staged   rows begin anywhere (those of a transposed convolution are odd), or the tensor is a gradient that is not
@@ -10,7 +11,7 @@
 //              these and the next ones a thread picks the chunk's four elements, and computes the gradient, in float,
 //              rounded once, for the plane after the one that is multiplied: there is one barrier a plane either way
 //
-// A thread moves the same column of octets in every plane, some rows apart. What it needs to know of them waits in
+// A thread moves the same columns in every plane, some rows apart. What it needs to know of them waits in
 // shared memory, where it costs the products no registers.
 #pragma once
 
@@ -65,9 +66,14 @@ class StridedPlanes {
         const int end = min(layout.rows, source.h - h0);
         const int rows = works ? max(end - row + rows_at_once - 1, 0) / rows_at_once : 0;
         const int w = w0 + 2 * kChunk * column;
-        const auto rows_of_chunk = [&](int w) { return w >= 0 && w < source.w + (Staged ? 3 : 0) ? rows : 0; };
-        keep({rows_of_chunk(w), rows_of_chunk(w + kChunk), (h0 + row) * source.w + w,
-              row * layout.row_bytes() + 16 * column, column < layout.octets() && w < source.w ? rows : 0, w});
+        const int chunk_w = w0 + kChunk * column;
+        const auto rows_of_chunk = [&](int begin) {
+            return begin >= 0 && begin < source.w + (Staged ? 3 : 0) ? rows : 0;
+        };
+        keep({rows_of_chunk(chunk_w), rows_of_chunk(chunk_w + kChunk * columns), (h0 + row) * source.w + chunk_w,
+              row * layout.row_bytes() + 8 * column, column < layout.octets() && w < source.w ? rows : 0, w,
+              row * layout.row_bytes() + 16 * column, (h0 + row) * source.w});
+        half_row_ = 8 * columns;
         from_step_ = rows_at_once * source.w;
         to_step_ = rows_at_once * layout.row_bytes();
     }
@@ -124,18 +130,20 @@ class StridedPlanes {
   private:
     static constexpr int kAtOnce = 4;  // copies
 
-    // The rows of a thread: how many of the first and of the second chunk it copies, where the first row begins, in
-    // elements in a plane of the tensor and in bytes in one of the tile, how many octets it computes, and their column.
+    // The rows of a thread: in how many it copies its first and its second chunk, where the first row's first chunk
+    // lies in a plane of the tensor, in elements, and in one of the tile, in bytes; in how many it computes an octet,
+    // that octet's column, where it lies in a plane of the tile, and where its first row begins in one of the tensor.
     struct Rows {
         int first, second, from, to;
-        int octets, column;
+        int octets, column, octet_to, row_from;
     };
 
     __device__ int* kept(int which) const { return kept_ + 4 * which * static_cast<int>(blockDim.x); }
     __device__ float* kept_map() const { return reinterpret_cast<float*>(kept(2)); }
 
     __device__ void keep(const Rows& rows) const {
-        const int values[8] = {rows.first, rows.second, rows.from, rows.to, rows.octets, rows.column, 0, 0};
+        const int values[8] = {rows.first,  rows.second, rows.from,     rows.to,
+                               rows.octets, rows.column, rows.octet_to, rows.row_from};
         for (int i = 0; i < 8; ++i) kept(i / 4)[i % 4] = values[i];
     }
 
@@ -163,7 +171,7 @@ class StridedPlanes {
                     copy(reinterpret_cast<std::uintptr_t>(tensor(which) + (at + rows[2])), to, rows[0], rows[1]);
                 } else {
                     copy_at_the_end(which, at + rows[2], to, rows[0]);
-                    copy_at_the_end(which, at + rows[2] + kChunk, to + 8, rows[1]);
+                    copy_at_the_end(which, at + rows[2] + half_row_ / 2, to + half_row_, rows[1]);
                 }
             }
         }
@@ -180,7 +188,7 @@ class StridedPlanes {
                 const auto* const begin =
                     reinterpret_cast<const unsigned char*>(Staged ? from & ~std::uintptr_t{7} : from);
                 copy_async_if<8>(row + i < rows_of_first, to, begin);
-                copy_async_if<8>(row + i < rows_of_second, to + 8, begin + 8);
+                copy_async_if<8>(row + i < rows_of_second, to + half_row_, begin + half_row_);
             }
         }
     }
@@ -225,8 +233,6 @@ class StridedPlanes {
         if (!has(z)) return;
         int rows[4];  // as struct Rows ends
         load_shared_again(rows, kept(1));
-        int places[4];
-        load_shared_again(places, kept(0));
         float map[4];  // scale, slope and offset
         if constexpr (Mapped) load_shared_again(map, kept_map());
         unsigned whole[4];
@@ -237,11 +243,11 @@ class StridedPlanes {
             };
             whole[i] = (in(rows[1] + 2 * i) ? 0xffffu : 0u) | (in(rows[1] + 2 * i + 1) ? 0xffff0000u : 0u);
         }
-        const unsigned char* from = copied(stage, 0) + places[3];
-        unsigned char* to = operand(z & 1) + places[3];
+        const unsigned char* from = copied(stage, 0) + rows[2];
+        unsigned char* to = operand(z & 1) + rows[2];
         int shifts[kTensors];
 #pragma unroll
-        for (int which = 0; which < kTensors; ++which) shifts[which] = shift(which, plane_at(z) + places[2]);
+        for (int which = 0; which < kTensors; ++which) shifts[which] = shift(which, plane_at(z) + rows[3]);
 #pragma unroll 1
         for (int i = 0; i < rows[0]; ++i) {
             unsigned words[4];
@@ -276,6 +282,7 @@ class StridedPlanes {
     int plane_size_;
     int z_, z_begin_;
     unsigned z_count_;
+    int half_row_;             // bytes from a chunk of this thread to its other one
     int from_step_, to_step_;  // from a row of this thread to the next one, in elements and bytes
     int stage_ = 0;
 };
