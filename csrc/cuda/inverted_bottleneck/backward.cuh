@@ -1,8 +1,7 @@
 // The inverted bottleneck backward as matrix products over tiles of voxels, for fp16 and bf16, sm_80 and newer.
 //
-// A block walks over tiles of 64 voxels of one sample; each warp owns 32 hidden channels, or 16 of more than 32
-// channels. They are the rows of the first two products, so that what these leave in the registers is what the sums
-// over the voxels take:
+// A block walks over tiles of 64 voxels of one sample; each warp owns 32 hidden channels. They are the rows of the
+// first two products, so that what these leave in the registers is what the sums over the voxels take:
 //
 //     pre  [h, v] = W1 n + b1             W1 [h, c], n [c, v]
 //     dh   [h, v] = W2^T g                W2 [o, h], g [o, v]
@@ -43,7 +42,7 @@ struct Backward {
     static constexpr int kVoxels = BackwardPlan::kVoxels;
     using Rows = VoxelRows<T, kVoxels>;
     static constexpr int kPitch = Rows::kPitch;  // of a row of voxels
-    static constexpr int kRows = BackwardPlan::rows(C, O);
+    static constexpr int kRows = BackwardPlan::kRows;
     static constexpr int kFragments = kRows / 16;
     static constexpr int kResidentThreads = BackwardPlan::resident_warps(C, O) * kWarpSize;  // more than a block has
 
