@@ -1,7 +1,8 @@
 // The inverted bottleneck backward as matrix products over tiles of voxels, for fp16 and bf16, sm_80 and newer.
 //
-// A block walks over tiles of 64 voxels of one sample; each warp owns 32 hidden channels. They are the rows of the
-// first two products, so that what these leave in the registers is what the sums over the voxels take:
+// A block walks over tiles of 64 voxels of one sample; each warp owns 32 hidden channels, or 16 of more than 32
+// channels. They are the rows of the first two products, so that what these leave in the registers is what the sums
+// over the voxels take:
 //
 //     pre  [h, v] = W1 n + b1             W1 [h, c], n [c, v]
 //     dh   [h, v] = W2^T g                W2 [o, h], g [o, v]
@@ -37,14 +38,15 @@ struct BackwardParameters {
     bool vectors;  // rows (voxels where channels are last) of all volumes begin at multiples of 16 bytes
 };
 
-template <typename T, int C, int O, bool ChannelsLast>
+template <typename T, int C, int O, bool ChannelsLast, int RowsOfWarp>
 struct Backward {
     static constexpr int kVoxels = BackwardPlan::kVoxels;
     using Rows = VoxelRows<T, kVoxels>;
     static constexpr int kPitch = Rows::kPitch;  // of a row of voxels
-    static constexpr int kRows = BackwardPlan::kRows;
+    static constexpr int kRows = RowsOfWarp;
     static constexpr int kFragments = kRows / 16;
-    static constexpr int kResidentThreads = BackwardPlan::resident_warps(C, O) * kWarpSize;  // more than a block has
+    static constexpr int kResidentThreads =
+        BackwardPlan::resident_warps(C, O, kRows) * kWarpSize;  // more than a block has
 
     // How a tile of `Channels` lies: elements from one row to the next, and all of them.
     template <int Channels>
@@ -351,13 +353,9 @@ struct Backward {
     }
 };
 
-template <typename T, int C, int O, bool ChannelsLast, BackwardPass::Kind Kind>
-__global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kResidentThreads, 1)
-    fused_backward(const __grid_constant__ BackwardParameters p) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-    __trap();  // the planner does not come here
-#else
-    using Core = Backward<T, C, O, ChannelsLast>;
+template <typename T, int C, int O, bool ChannelsLast, int RowsOfWarp, BackwardPass::Kind Kind>
+__device__ __forceinline__ void walk_backward(const BackwardParameters& p) {
+    using Core = Backward<T, C, O, ChannelsLast, RowsOfWarp>;
     constexpr int kPitch = Core::kPitch;
     constexpr int kFragments = Core::kFragments;
     constexpr bool kHidden = Kind != BackwardPass::Kind::squares;
@@ -545,30 +543,52 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast>::kResidentThre
                          p.plan.output_sums() + i % O] = sum;
         }
     }
+}
+
+template <typename T, int C, int O, bool ChannelsLast, int RowsOfWarp, BackwardPass::Kind Kind>
+__global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast, RowsOfWarp>::kResidentThreads, 1)
+    fused_backward(const __grid_constant__ BackwardParameters p) {
+#ifdef __CUDA_ARCH__
+    // What the planner does not choose for an architecture is no code there.
+    constexpr int kArchitecture = __CUDA_ARCH__ / 10;
+    constexpr bool kChosen = kArchitecture >= 80 && BackwardPlan::rows_of_warp(C, O, kArchitecture) == RowsOfWarp;
+#else
+    constexpr bool kChosen = true;
 #endif
+    if constexpr (kChosen) {
+        walk_backward<T, C, O, ChannelsLast, RowsOfWarp, Kind>(p);
+    } else {
+        __trap();
+    }
 }
 
 template <int C, int O>
 cudaError_t launch_backward_of_size(ScalarType type, const BackwardParameters& p, unsigned blocks,
                                     cudaStream_t stream) {
     using Kind = BackwardPass::Kind;
-    const auto launch_kind = [&]<typename T, bool ChannelsLast>() {
-        const typename Backward<T, C, O, ChannelsLast>::Shared shared(p.plan.hidden);
+    const auto launch_kind = [&]<typename T, bool ChannelsLast, int RowsOfWarp>() {
+        const typename Backward<T, C, O, ChannelsLast, RowsOfWarp>::Shared shared(p.plan.hidden);
         const auto threads = static_cast<unsigned>(p.plan.warps() * kWarpSize);
         const LaunchShape shape{blocks, threads, shared.layout.bytes(), stream};
         switch (p.pass.kind) {
             case Kind::squares:
-                return launch<fused_backward<T, C, O, ChannelsLast, Kind::squares>>(shape, p);
+                return launch<fused_backward<T, C, O, ChannelsLast, RowsOfWarp, Kind::squares>>(shape, p);
             case Kind::adjusted:
-                return launch<fused_backward<T, C, O, ChannelsLast, Kind::adjusted>>(shape, p);
+                return launch<fused_backward<T, C, O, ChannelsLast, RowsOfWarp, Kind::adjusted>>(shape, p);
             case Kind::complete:
                 break;
         }
-        return launch<fused_backward<T, C, O, ChannelsLast, Kind::complete>>(shape, p);
+        return launch<fused_backward<T, C, O, ChannelsLast, RowsOfWarp, Kind::complete>>(shape, p);
+    };
+    const auto launch_format = [&]<typename T, bool ChannelsLast>() {
+        if constexpr (C * O > 32 * 32) {
+            if (p.plan.rows == 16) return launch_kind.template operator()<T, ChannelsLast, 16>();
+        }
+        return launch_kind.template operator()<T, ChannelsLast, 32>();
     };
     const auto launch_type = [&]<typename T>() {
-        return p.bottleneck.channels_last ? launch_kind.template operator()<T, true>()
-                                          : launch_kind.template operator()<T, false>();
+        return p.bottleneck.channels_last ? launch_format.template operator()<T, true>()
+                                          : launch_format.template operator()<T, false>();
     };
     return type == ScalarType::float16 ? launch_type.template operator()<__half>()
                                        : launch_type.template operator()<__nv_bfloat16>();

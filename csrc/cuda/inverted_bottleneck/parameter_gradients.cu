@@ -212,7 +212,7 @@ cudaError_t launch_add_parts(const BackwardPlan& plan, std::int64_t batch, std::
 
 cudaError_t launch_global_response(const Bottleneck& bottleneck, const BackwardPlan& plan, bool gradients,
                                    const float* sums, const GlobalResponse& response, cudaStream_t stream) {
-    static_assert(BackwardPlan::kRows * BackwardPlan::kMaxWarps <= kThreads, "a thread a hidden channel");
+    static_assert(BackwardPlan::kMostHidden <= kThreads, "a thread a hidden channel");
     const auto samples = static_cast<unsigned>(bottleneck.extents.batch);
     if (samples == 0) return cudaSuccess;
     return launch<global_response>({samples, kThreads, 0, stream}, bottleneck, plan, gradients, sums, response);

@@ -78,21 +78,22 @@ std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture
 
 std::optional<BackwardPlan> plan_backward(const Extents& extents, int architecture) {
     BackwardPlan plan{};
-    if (architecture < 80 || extents.hidden > BackwardPlan::kRows * BackwardPlan::kMaxWarps) return std::nullopt;
+    if (architecture < 80 || extents.hidden > BackwardPlan::kMostHidden) return std::nullopt;
     // The accumulators of larger ones fill more registers than there are.
     if (!choose_instance(extents, plan.channels, plan.outputs)) return std::nullopt;
     if (plan.channels > 64 || plan.outputs > 64) return std::nullopt;
-    plan.hidden = static_cast<int>(round_up(extents.hidden, BackwardPlan::kRows));
-    const int groups = plan.hidden / BackwardPlan::kRows;
-    plan.splits = groups == 1 ? 4 : groups <= 3 ? 2 : 1;
+    plan.rows = BackwardPlan::rows_of_warp(plan.channels, plan.outputs, architecture);
+    plan.hidden = static_cast<int>(round_up(extents.hidden, BackwardPlan::kHiddenStep));
+    const int resident = BackwardPlan::resident_warps(plan.channels, plan.outputs, plan.rows);
+    plan.splits = 4;
+    while (plan.splits > 1 && plan.warps() > resident / 2) plan.splits /= 2;  // two blocks a multiprocessor, or more
     const std::int64_t most = most_shared_bytes(architecture);
     if (shared_bytes(plan) > most) return std::nullopt;
 
     plan.tiles = ceil_div(extents.voxels, BackwardPlan::kVoxels);
     constexpr std::int64_t kReserved = 1024;  // of each block's shared memory, by the system
     const std::int64_t by_memory = (most + kReserved) / (shared_bytes(plan) + kReserved);
-    const std::int64_t by_registers =
-        std::max(BackwardPlan::resident_warps(plan.channels, plan.outputs) / plan.warps(), 1);
+    const std::int64_t by_registers = std::max(resident / plan.warps(), 1);
     const std::int64_t blocks = kProcessors * std::min(by_memory, by_registers);
     const std::int64_t wanted = ceil_div(blocks, std::max<std::int64_t>(extents.batch, 1));
     plan.parts = static_cast<int>(std::clamp<std::int64_t>(plan.tiles, 1, wanted));

@@ -48,23 +48,31 @@ struct ForwardPlan {
     std::int64_t tiles;     // a sample
 };
 
-// Backward, and GRN's sums of squares: the warps of a block share a tile of kVoxels voxels. Each owns 32 hidden
+// Backward, and GRN's sums of squares: the warps of a block share a tile of kVoxels voxels. Each owns 16 or 32 hidden
 // channels, and where these are few, a share of the voxels too.
 struct BackwardPlan {
     static constexpr int kVoxels = 64;
-    static constexpr int kRows = 32;  // hidden channels of a warp: two fragments share what is loaded of the tile
-    static constexpr int kMaxWarps = 8;
+    static constexpr int kHiddenStep = 32;
+    static constexpr int kMostHidden = 256;
 
-    // Warps of a multiprocessor: as many as its registers hold accumulators of, 168 registers a thread or 255.
-    static constexpr int resident_warps(int channels, int outputs) { return channels * outputs <= 32 * 32 ? 12 : 8; }
+    // Hidden channels of a warp. Two fragments share what is loaded of the tile, and what a warp does for each tile is
+    // done half as often; with more channels their accumulators would leave registers for 8 warps a multiprocessor
+    // only, those of one fragment for 16. ptxas would spill some of those on Blackwell.
+    static constexpr int rows_of_warp(int channels, int outputs, int architecture) {
+        return channels * outputs <= 32 * 32 || architecture >= 100 ? 32 : 16;
+    }
+    static constexpr int resident_warps(int channels, int outputs, int rows) {
+        return rows == 16 ? 16 : channels * outputs <= 32 * 32 ? 12 : 8;
+    }
 
     int channels, outputs;  // of the instance
+    int rows;               // of a warp: hidden channels
     int hidden;             // filled up to whole warps
     int splits;             // of the voxels of a tile
     int parts;              // blocks a sample
     std::int64_t tiles;     // a sample
 
-    constexpr int warps() const { return hidden / kRows * splits; }
+    constexpr int warps() const { return hidden / rows * splits; }
 
     // Sums that each split of a block leaves in the workspace, in this order: [H, C] of the hidden gradient times the
     // normalised input, [H] of the hidden gradient; [H, O] of h times the output's gradient, [O] of the output's
