@@ -29,8 +29,10 @@ FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 
 
 @pytest.fixture(autouse=True)
-def calls(triton_backend, device, monkeypatch):
+def calls(request, triton_backend, device, monkeypatch):
     """Every op that Triton takes runs on it: the test fails where it took none."""
+    if request.cls is TestOnTheCpu and device != "cpu":
+        pytest.skip("these tensors are on the CPU")
     module = backends._module("triton")
     if device == "cpu" and not module.interpreted():
         pytest.skip("compiled kernels run on the GPU")
@@ -90,11 +92,6 @@ def test_autocast_casts_activations_and_keeps_float32_gradients_of_parameters(de
 
 class TestOnTheCpu:
     """Tests that draw their tensors on the CPU."""
-
-    @pytest.fixture(autouse=True)
-    def _interpreted(self, device):
-        if device != "cpu":
-            pytest.skip("these tensors are on the CPU")
 
     @pytest.mark.parametrize("name", CHECKED)
     def test_opcheck(self, name):
