@@ -1,8 +1,8 @@
 // The inverted bottleneck backward as matrix products over tiles of voxels, for fp16 and bf16, sm_80 and newer.
 //
-// A block walks over tiles of 64 voxels of one sample; each warp owns 32 hidden channels, or 16 of more than 32
-// channels. They are the rows of the first two products, so that what these leave in the registers is what the sums
-// over the voxels take:
+// A block walks over tiles of 64 voxels of one sample; each warp owns 32 hidden channels, or 16 of 64 channels. They
+// are the rows of the first two products, so that what these leave in the registers is what the sums over the voxels
+// take:
 //
 //     pre  [h, v] = W1 n + b1             W1 [h, c], n [c, v]
 //     dh   [h, v] = W2^T g                W2 [o, h], g [o, v]
@@ -581,7 +581,7 @@ cudaError_t launch_backward_of_size(ScalarType type, const BackwardParameters& p
         return launch<fused_backward<T, C, O, ChannelsLast, RowsOfWarp, Kind::complete>>(shape, p);
     };
     const auto launch_format = [&]<typename T, bool ChannelsLast>() {
-        if constexpr (C * O > 32 * 32) {
+        if constexpr (C >= 64) {
             if (p.plan.rows == 16) return launch_kind.template operator()<T, ChannelsLast, 16>();
         }
         return launch_kind.template operator()<T, ChannelsLast, 32>();

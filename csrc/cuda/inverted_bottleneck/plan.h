@@ -57,9 +57,10 @@ struct BackwardPlan {
 
     // Hidden channels of a warp. Two fragments share what is loaded of the tile, and what a warp does for each tile is
     // done half as often; with more channels their accumulators would leave registers for 8 warps a multiprocessor
-    // only, those of one fragment for 16. ptxas would spill some of those on Blackwell.
+    // only, those of one fragment for 16. ptxas would spill some of those on Blackwell, and of 32
+    // channels with 64 outputs.
     static constexpr int rows_of_warp(int channels, int outputs, int architecture) {
-        return channels * outputs <= 32 * 32 || architecture >= 100 ? 32 : 16;
+        return channels < 64 || architecture >= 100 ? 32 : 16;
     }
     static constexpr int resident_warps(int channels, int outputs, int rows) {
         return rows == 16 ? 16 : channels * outputs <= 32 * 32 ? 12 : 8;

@@ -295,7 +295,7 @@ constexpr int kElementsOfLane = 4;
 
 // A warp has some lines along W, its lanes neighbouring elements: what is written begins at any element.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) take_apart(const __grid_constant__ OutputGradientProblem p) {
+__global__ void __launch_bounds__(kThreads, 2) take_apart(const __grid_constant__ OutputGradientProblem p) {
     const auto depth = static_cast<unsigned>(p.size[0]);
     const auto height = static_cast<unsigned>(p.size[1]);
     const auto width = static_cast<int>(p.size[2]);
