@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mednext_ops import native
+from mednext_ops.backends.cuda_products import MOST_FUSED_CHANNELS
 from mednext_ops.backends.problem import ConvGeometry
 
 __all__ = [
@@ -97,7 +98,14 @@ def convolution_plans(
 
 
 def bottleneck_plans(
-    shape: Sequence[int], hidden: int, outputs: int, dtype: str, architecture: int, *, grn: bool = False
+    shape: Sequence[int],
+    hidden: int,
+    outputs: int,
+    dtype: str,
+    architecture: int,
+    *,
+    grn: bool = False,
+    channels_last: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """The plans of an inverted bottleneck's forward and backward.
 
@@ -108,10 +116,11 @@ def bottleneck_plans(
         dtype: "float32", "float16" or "bfloat16", or one of :data:`DTYPES`' short names.
         architecture: the GPU's compute capability as 10 * major + minor.
         grn: with global response normalisation.
+        channels_last: its volumes are in channels_last_3d.
 
     Returns:
-        ``bottleneck_forward`` and ``bottleneck_backward``: ``core`` is "fused", or "none" where no fused kernel takes
-        the shape or the dtype and the next backend runs it; and what the plan says.
+        ``bottleneck_forward`` and ``bottleneck_backward``: ``core`` is "fused", with what the plan says; "products" of
+        a library, with our kernels between them; or "none", where the next backend runs it.
 
     Raises:
         ValueError: the shape is not five extents, an extent is not positive, or the dtype has no kernels.
@@ -123,7 +132,7 @@ def bottleneck_plans(
             f"the shape must be five positive extents N, C, D, H, W and the channels positive, got {list(shape)}, "
             f"{hidden} hidden and {outputs} output channels"
         )
-    return module.plan_inverted_bottleneck(
+    plans = module.plan_inverted_bottleneck(
         dtype=DTYPES.get(dtype, dtype),
         batch=shape[0],
         channels=shape[1],
@@ -133,6 +142,12 @@ def bottleneck_plans(
         grn=grn,
         architecture=architecture,
     )
+    if DTYPES.get(dtype, dtype) != "float32" and not grn and not channels_last:
+        wide = max(shape[1], outputs) > MOST_FUSED_CHANNELS
+        for name, plan in plans.items():
+            if plan["core"] == "none" or wide:
+                plans[name] = {"core": "products"}
+    return plans
 
 
 def _planner() -> Any:
@@ -203,7 +218,15 @@ def plans_asked_for(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if options.hidden is not None:
         shape = (*options.plan[:2], *geometry.output_size(tuple(options.plan[2:])))
         outputs = shape[1] if options.outputs is None else options.outputs
-        plans |= bottleneck_plans(shape, options.hidden, outputs, options.dtype, options.arch, grn=options.grn)
+        plans |= bottleneck_plans(
+            shape,
+            options.hidden,
+            outputs,
+            options.dtype,
+            options.arch,
+            grn=options.grn,
+            channels_last=options.channels_last,
+        )
     return plans
 
 

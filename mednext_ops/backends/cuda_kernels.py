@@ -97,8 +97,8 @@ class CudaKernels(ABC):
         """Whether one kernel makes it all of C input, R hidden and O output channels."""
         if not _fits(self._library, channels, grn, backward, self.architecture()):
             return False
-        # Measured on an H200: beyond 64 channels products of a library are faster, where there are kernels around them.
-        return grn or channels_last or max(channels[0], channels[2]) <= 64
+        # Products only where there are kernels around them.
+        return grn or channels_last or max(channels[0], channels[2]) <= cuda_products.MOST_FUSED_CHANNELS
 
     @property
     def _native(self) -> Any:

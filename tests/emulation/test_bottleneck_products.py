@@ -12,6 +12,7 @@ import mednext_ops as ops
 from mednext_ops.backends import cuda_products
 from mednext_ops.backends.problem import InvertedBottleneckNeeds
 from mednext_ops.formulas import expansion_gradients, group_norm_gradient
+from mednext_ops.plans import bottleneck_plans
 
 from ..ops.eager import Block
 from .test_inverted_bottleneck import DTYPES, Case, check_backward, check_forward, problem
@@ -83,6 +84,22 @@ def test_one_gradient_alone_has_the_same_bits(emulated, field):
     assert torch.equal(getattr(alone, names[field]), getattr(everything, names[field]))
     assert (alone.grad is None) == (field != "input")
     assert (alone.compress_weight is None) == (field != "compress")
+
+
+@pytest.mark.parametrize(
+    ("channels", "hidden", "outputs", "details", "forward", "backward"),
+    [
+        (64, 256, 64, {}, "fused", "fused"),
+        (64, 2048, 64, {}, "products", "products"),
+        (128, 256, 64, {}, "products", "products"),
+        (128, 256, 64, {"channels_last": True}, "fused", "none"),
+        (256, 512, 256, {"grn": True}, "none", "none"),
+    ],
+)
+def test_plans_say_which_way_is_taken(emulated, channels, hidden, outputs, details, forward, backward):
+    plans = bottleneck_plans((1, channels, 8, 8, 8), hidden, outputs, "bf16", 90, **details)
+    assert [plans[f"bottleneck_{name}"]["core"] for name in ("forward", "backward")] == [forward, backward]
+    assert bottleneck_plans((1, channels, 8, 8, 8), hidden, outputs, "fp32", 90)["bottleneck_forward"]["core"] == "none"
 
 
 def test_an_empty_batch(emulated):
