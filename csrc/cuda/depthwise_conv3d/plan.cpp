@@ -89,8 +89,8 @@ BandedTile banded_tile(const ConvolutionProblem& p) {
     const std::int64_t most_cuts = std::min<std::int64_t>(p.output_size.d, 64);
     BandedTile best{};
     double least = 0.0;
-    // Two blocks of four warps rather than one of eight where they cost the same, since the warps of a block wait for each
-    // other at every plane: one block multiplies what the other fetches. A small kernel waits for memory anyway.
+    // Two blocks of four warps rather than one of eight where they cost the same, since the warps of a block wait for
+    // each other at every plane: one block multiplies what the other fetches. A small kernel waits for memory anyway.
     const bool large = kernel.d * kernel.h > 9;
     for (const int most_warps : {large ? 4 : 8, large ? 8 : 4}) {
         BandedTile tile = flat_tile(p, most_warps);
