@@ -171,6 +171,15 @@ def test_gradients_of_any_extent_and_batch(emulated, size, batch):
     check_backward(emulated, Case.draw((32, 64, 32), size, batch, torch.bfloat16))
 
 
+@pytest.mark.parametrize("shape", [(64, 96, 64), (64, 128, 32), (32, 64, 64)])
+@pytest.mark.parametrize("architecture", [80, 86, 100, 120])
+def test_gradients_as_other_architectures_cut_them(emulated, architecture, shape):
+    case = Case.draw(shape, (3, 5, 7), 2, torch.bfloat16)
+    with emulated.architecture(architecture):
+        check_backward(emulated, case)
+        check_backward(emulated, case.channels_last())
+
+
 def test_gradients_with_float32_parameters_and_without_biases(emulated):
     case = Case.draw((32, 96, 32), (3, 4, 8), 2, torch.float16, torch.float32)
     check_backward(emulated, case)
