@@ -53,13 +53,15 @@ def test_the_plan_of_a_bottleneck_is_of_what_the_convolution_leaves(capsys: pyte
     ("options", "forward", "backward"),
     [
         (["1,32,8,8,8", "--dtype", "fp32"], "none", "none"),
-        (["1,32,8,8,8", "--arch", "75"], "none", "none"),
-        (["1,128,8,8,8"], "fused", "none"),
+        (["1,32,8,8,8", "--arch", "75"], "products", "products"),
+        (["1,128,8,8,8"], "products", "products"),
+        (["1,128,8,8,8", "--channels-last"], "fused", "none"),
         (["1,128,8,8,8", "--grn"], "none", "none"),
-        (["1,256,8,8,8"], "none", "none"),
+        (["1,256,8,8,8"], "products", "products"),
+        (["1,256,8,8,8", "--channels-last"], "none", "none"),
     ],
 )
-def test_a_bottleneck_that_no_kernel_takes(
+def test_a_bottleneck_that_no_kernel_makes_alone(
     options: list[str], forward: str, backward: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plans = _bottleneck(capsys, *options, "--hidden", "64")
