@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=["bf16", "fp16", "fp32"])
     parser.add_argument("--channels-last", action="store_true", help="in channels_last_3d too")
-    parser.add_argument("--eager", action="store_true", help="PyTorch's own beside ours")
+    parser.add_argument("--eager", action="store_true", help="PyTorch's operators beside ours")
     parser.add_argument("--only", choices=["operators", "networks"], help="one part alone")
     parser.add_argument(
         "--baselines", nargs="*", default=[], choices=sorted(BASELINES), help="other networks beside ours"

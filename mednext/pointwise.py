@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mednext_ops as ops
+from mednext_ops.ops.pointwise_conv3d import FEW_CHANNELS
 
 __all__ = ["PointwiseConv3d", "PointwiseConvTranspose3d"]
 
@@ -39,7 +40,7 @@ def _product(module: Any, x: Any) -> Any:
         return None  # a recorded graph keeps its convolutions
     if kind == "cpu":
         return pointwise
-    few = min(module.in_channels, module.out_channels) <= 8
+    few = min(module.in_channels, module.out_channels) <= FEW_CHANNELS
     return ops.pointwise_conv3d if few and x.dtype in (torch.float32, torch.float16, torch.bfloat16) else None
 
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from mednext_ops import native
-from mednext_ops.backends.cuda_products import MOST_FUSED_CHANNELS
 from mednext_ops.backends.problem import ConvGeometry
 
 __all__ = [
@@ -140,13 +139,11 @@ def bottleneck_plans(
         outputs=outputs,
         voxels=math.prod(shape[2:]),
         grn=grn,
+        channels_last=channels_last,
         architecture=architecture,
     )
     if DTYPES.get(dtype, dtype) != "float32" and not grn and not channels_last:
-        wide = max(shape[1], outputs) > MOST_FUSED_CHANNELS
-        for name, plan in plans.items():
-            if plan["core"] == "none" or wide:
-                plans[name] = {"core": "products"}
+        return {name: {"core": "products"} if plan["core"] == "none" else plan for name, plan in plans.items()}
     return plans
 
 

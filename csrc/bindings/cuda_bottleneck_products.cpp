@@ -50,11 +50,6 @@ void require_parameter(const char* op, const char* name, const Tensor& tensor,
     require_same_device(op, name, tensor, beside);
 }
 
-cuda::Parameter parameter(const MaybeTensor& tensor) {
-    if (!tensor) return {nullptr, cuda::ScalarType::float32};
-    return {tensor->const_data_ptr(), cuda_scalar_type(*tensor)};
-}
-
 const float* floats(const Tensor& tensor) {
     return static_cast<const float*>(tensor.const_data_ptr());
 }

@@ -11,8 +11,10 @@
 
 #include <cstring>
 #include <initializer_list>
+#include <optional>
 #include <vector>
 
+#include "../cuda/common/parameter.h"
 #include "../cuda/common/scalar_type.h"
 #include "allocation.h"
 #include "arguments.h"
@@ -113,6 +115,12 @@ inline cuda::ScalarType cuda_scalar_type(const Tensor& tensor) {
         default:
             return cuda::ScalarType::float32;
     }
+}
+
+// A weight or a bias as kernels take it; null where there is none.
+inline cuda::Parameter parameter(const std::optional<Tensor>& tensor) {
+    if (!tensor) return {nullptr, cuda::ScalarType::float32};
+    return {tensor->const_data_ptr(), cuda_scalar_type(*tensor)};
 }
 
 }  // namespace mednext_ops::bindings

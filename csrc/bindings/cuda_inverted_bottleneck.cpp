@@ -100,11 +100,6 @@ struct Arguments {
                 parameter(grn_gamma),
                 parameter(grn_beta)};
     }
-
-    static cuda::Parameter parameter(const MaybeTensor& tensor) {
-        if (!tensor) return {nullptr, cuda::ScalarType::float32};
-        return {tensor->const_data_ptr(), cuda_scalar_type(*tensor)};
-    }
 };
 
 std::string described(const kernels::Extents& e) {
@@ -126,13 +121,14 @@ void require_same_volume(const char* op, const char* name, const Tensor& volume,
 }
 
 // Whether a kernel takes the shape. The forward's sums for GRN are made by the backward's kernel.
-bool has_plan(const kernels::Extents& extents, bool grn, bool backward, int architecture) {
-    return (backward || kernels::plan_forward(extents, architecture)) &&
+bool has_plan(const kernels::Extents& extents, bool channels_last, bool grn, bool backward, int architecture) {
+    return (backward || kernels::plan_forward(extents, channels_last, architecture)) &&
            (!(backward || grn) || kernels::plan_backward(extents, architecture));
 }
 
-void require_plan(const char* op, const kernels::Extents& extents, bool grn, bool backward, int architecture) {
-    require(has_plan(extents, grn, backward, architecture), op, ": no kernel takes ", described(extents),
+void require_plan(const char* op, const kernels::Extents& extents, bool channels_last, bool grn, bool backward,
+                  int architecture) {
+    require(has_plan(extents, channels_last, grn, backward, architecture), op, ": no kernel takes ", described(extents),
             grn ? " with GRN" : "", " on sm_", architecture);
 }
 
@@ -148,7 +144,7 @@ Tensor inverted_bottleneck(const Tensor& input, const Tensor& mean, const Tensor
     const Sizes size = volume_size(input);
     if (residual) require_same_volume(op, "residual", *residual, input, extents.outputs);
     const CudaContext context(input);
-    require_plan(op, extents, grn_gamma.has_value(), false, context.architecture());
+    require_plan(op, extents, given.channels_last(), grn_gamma.has_value(), false, context.architecture());
 
     const Arguments arguments = given.dense();
     const bool last = given.channels_last();
@@ -180,7 +176,7 @@ Gradients inverted_bottleneck_backward(const Tensor& grad_output, const Tensor& 
     const kernels::Extents extents = given.extents();
     require_same_volume(op, "grad_output", grad_output, input, extents.outputs);
     const CudaContext context(input);
-    require_plan(op, extents, grn_gamma.has_value(), true, context.architecture());
+    require_plan(op, extents, given.channels_last(), grn_gamma.has_value(), true, context.architecture());
 
     const Arguments arguments = given.dense();
     const bool last = given.channels_last();
@@ -235,9 +231,11 @@ Gradients inverted_bottleneck_backward(const Tensor& grad_output, const Tensor& 
 
 // Whether a kernel takes the shape on an architecture (10 * major + minor): the plan knows, and the backend asks.
 extern "C" __attribute__((visibility("default"))) int mednext_ops_inverted_bottleneck_fits(
-    std::int64_t channels, std::int64_t hidden, std::int64_t outputs, int grn, int backward, int architecture) {
+    std::int64_t channels, std::int64_t hidden, std::int64_t outputs, int channels_last, int grn, int backward,
+    int architecture) {
     const auto has_plan = mednext_ops::bindings::has_plan;
-    return has_plan({1, channels, hidden, outputs, 1}, grn != 0, backward != 0, architecture) ? 1 : 0;
+    return has_plan({1, channels, hidden, outputs, 1}, channels_last != 0, grn != 0, backward != 0, architecture) ? 1
+                                                                                                                  : 0;
 }
 
 MEDNEXT_OPS_CUDA_LIBRARY(library) {

@@ -14,11 +14,6 @@ namespace kernels = mednext_ops::cuda::pointwise_conv3d;
 
 using MaybeTensor = std::optional<Tensor>;
 
-cuda::Parameter parameter(const MaybeTensor& tensor) {
-    if (!tensor) return {nullptr, cuda::ScalarType::float32};
-    return {tensor->const_data_ptr(), cuda_scalar_type(*tensor)};
-}
-
 // The tensor itself, or a copy where it is not dense or does not begin where vectors do.
 Tensor aligned(const Tensor& tensor) {
     const Tensor dense = in_format(tensor, false);

@@ -203,13 +203,14 @@ py::dict describe(const std::optional<Plan>& plan, std::int64_t batch, int warps
 
 // The passes of an inverted bottleneck. With GRN the backward's kernel makes the forward's sums too.
 py::dict inverted_bottleneck(const std::string& dtype, std::int64_t batch, std::int64_t channels, std::int64_t hidden,
-                             std::int64_t outputs, std::int64_t voxels, bool grn, int architecture) {
+                             std::int64_t outputs, std::int64_t voxels, bool grn, bool channels_last,
+                             int architecture) {
     const bottleneck::Extents extents{batch, channels, hidden, outputs, voxels};
     std::optional<bottleneck::ForwardPlan> forward;
     std::optional<bottleneck::BackwardPlan> backward;
     if (scalar_type(dtype) != ScalarType::float32) {
         backward = bottleneck::plan_backward(extents, architecture);
-        if (backward || !grn) forward = bottleneck::plan_forward(extents, architecture);
+        if (backward || !grn) forward = bottleneck::plan_forward(extents, channels_last, architecture);
     }
     py::dict result;
     result["bottleneck_forward"] = describe(forward, batch, forward ? forward->warps : 0,
@@ -232,6 +233,6 @@ void add_launch_plans(py::module_& module) {
                "affine"_a, "large_is_gradient"_a, "alignment"_a, "architecture"_a,
                "Core, tile and workspace of a weight gradient on an architecture (90: sm_90).");
     module.def("plan_inverted_bottleneck", &inverted_bottleneck, py::kw_only(), "dtype"_a, "batch"_a, "channels"_a,
-               "hidden"_a, "outputs"_a, "voxels"_a, "grn"_a, "architecture"_a,
+               "hidden"_a, "outputs"_a, "voxels"_a, "grn"_a, "channels_last"_a, "architecture"_a,
                "Tiles and grid of an inverted bottleneck's passes; core \"none\" where no fused kernel takes them.");
 }

@@ -13,6 +13,7 @@ import torch
 from mednext_ops import native
 from mednext_ops.backends import cuda_products
 from mednext_ops.backends.problem import (
+    FEW_CHANNELS,
     ConvGeometry,
     GroupNormGradient,
     InvertedBottleneckGradients,
@@ -85,7 +86,7 @@ class CudaKernels(ABC):
             return f"its {problem.op} runs on tensor cores, in 16 bits: for float32 the products of torch are as fast"
         channels = problem.shape[1], problem.hidden_channels or 0, problem.out_channels or 0
         grn, backward = "grn" in problem.flags, problem.op.endswith("backward")
-        if self._is_fused(channels, grn, backward, problem.channels_last) or not (grn or problem.channels_last):
+        if self._is_fused(channels, problem.channels_last, grn, backward) or not (grn or problem.channels_last):
             return None
         kind = " with GRN" if grn else " in channels_last_3d"
         return (
@@ -93,12 +94,9 @@ class CudaKernels(ABC):
             f"and shared memory of sm_{self.architecture()}, and around torch's products it has no kernels{kind}"
         )
 
-    def _is_fused(self, channels: tuple[int, int, int], grn: bool, backward: bool, channels_last: bool) -> bool:
+    def _is_fused(self, channels: tuple[int, int, int], channels_last: bool, grn: bool, backward: bool) -> bool:
         """Whether one kernel makes it all of C input, R hidden and O output channels."""
-        if not _fits(self._library, channels, grn, backward, self.architecture()):
-            return False
-        # Products only where there are kernels around them.
-        return grn or channels_last or max(channels[0], channels[2]) <= cuda_products.MOST_FUSED_CHANNELS
+        return _fits(self._library, channels, channels_last, grn, backward, self.architecture())
 
     @property
     def _native(self) -> Any:
@@ -197,7 +195,7 @@ class CudaKernels(ABC):
     ) -> torch.Tensor:
         """input [N, C, D, H, W], expand_weight [R, C], compress_weight [O, R] -> [N, O, D, H, W], dtype kept."""
         channels = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
-        if not self._is_fused(channels, grn is not None, False, _is_channels_last(input)):
+        if not self._is_fused(channels, _is_channels_last(input), grn is not None, False):
             return cuda_products.forward(
                 self._native, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
                 compress_bias, residual,
@@ -223,7 +221,7 @@ class CudaKernels(ABC):
     ) -> InvertedBottleneckGradients:
         """The gradients that ``needs`` names, from the forward's inputs alone; those of parameters in float32."""
         channels = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
-        if not self._is_fused(channels, grn is not None, True, _is_channels_last(input)):
+        if not self._is_fused(channels, _is_channels_last(input), grn is not None, True):
             return cuda_products.backward(
                 self._native, grad_output, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias,
                 compress_weight, needs,
@@ -292,15 +290,20 @@ def _is_channels_last(tensor: torch.Tensor) -> bool:
 def _declined_pointwise(problem: Problem) -> str | None:
     channels = problem.shape[1], problem.out_channels or 0
     voxels = math.prod(problem.shape[2:])
-    if problem.channels_last or voxels % 8 or not 0 < min(channels) <= 8 or not problem.shape[0]:
-        return "its pointwise_conv3d takes at most 8 channels on one side, contiguous, and voxels in multiples of 8"
+    if problem.channels_last or voxels % 8 or not 0 < min(channels) <= FEW_CHANNELS or not problem.shape[0]:
+        return (
+            f"its pointwise_conv3d takes at most {FEW_CHANNELS} channels on one side, contiguous, and voxels in "
+            f"multiples of 8"
+        )
     return None
 
 
 @functools.cache
-def _fits(library: str, channels: tuple[int, int, int], grn: bool, backward: bool, architecture: int) -> bool:
+def _fits(
+    library: str, channels: tuple[int, int, int], channels_last: bool, grn: bool, backward: bool, architecture: int
+) -> bool:
     fits = native.library_functions(library).mednext_ops_inverted_bottleneck_fits
-    return bool(fits(*map(ctypes.c_int64, channels), *map(ctypes.c_int, (grn, backward, architecture))))
+    return bool(fits(*map(ctypes.c_int64, channels), *map(ctypes.c_int, (channels_last, grn, backward, architecture))))
 
 
 def _is_read_often(g: ConvGeometry) -> bool:

@@ -16,10 +16,7 @@ import torch.nn.functional as F
 from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds
 from mednext_ops.formulas import over_samples, pointwise_weight_gradient
 
-__all__ = ["MOST_FUSED_CHANNELS", "backward", "forward"]
-
-#: Beyond so many input or output channels products are faster than one kernel that makes it all (on an H200).
-MOST_FUSED_CHANNELS = 64
+__all__ = ["backward", "forward"]
 
 #: Elements of a hidden tensor that exist at a time, twice in backward.
 TILE_ELEMENTS = 2**26

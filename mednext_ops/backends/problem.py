@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 __all__ = [
+    "FEW_CHANNELS",
     "ConvGeometry",
     "GroupNormGradient",
     "InvertedBottleneckGradients",
@@ -20,6 +21,9 @@ __all__ = [
 ]
 
 Triple = tuple[int, int, int]
+
+#: Channels on one side up to which a 1x1x1 convolution is bound by memory, and has kernels of its own.
+FEW_CHANNELS = 8
 
 
 @dataclass(frozen=True)

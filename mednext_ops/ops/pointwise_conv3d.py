@@ -13,10 +13,11 @@ import torch.nn.functional as F
 
 from mednext_ops import backends
 from mednext_ops.backends import memory_format_of
+from mednext_ops.backends.problem import FEW_CHANNELS
 from mednext_ops.ops.arguments import autocast_to, check_input, check_parameter, pointwise_matrix
 from mednext_ops.ops.library import define_op, differentiate, empty_like_format, not_twice_differentiable, problem_of
 
-__all__ = ["pointwise_conv3d"]
+__all__ = ["FEW_CHANNELS", "pointwise_conv3d"]
 
 
 def _kernels(op: str, input: torch.Tensor, weight: torch.Tensor) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient
+from mednext_ops.backends.problem import ConvGeometry
 from mednext_ops.plans import convolution_plans
 
 from ..ops.eager import assert_within_twice, rms_error
+from .gradients import affine_gradient, written_out
+from .gradients import pytorchs_weight_gradient as eager
 
 DTYPES = [torch.bfloat16, torch.float16]
 KERNELS = [(3, 3, 3), (5, 5, 5), (7, 7, 7), (1, 3, 3), (1, 5, 5), (1, 7, 7)]
@@ -52,25 +54,6 @@ def by_kernel(emulated, grad, input, geometry):
     assert data is None
     assert weight.dtype == torch.float32
     return weight
-
-
-def eager(grad, input, geometry):
-    """PyTorch's own, in the type of the tensors. A transposed convolution multiplies the same values."""
-    small, large = (input, grad) if geometry.transposed else (grad, input)
-    shape = (input.shape[1], 1, *geometry.kernel_size)
-    return torch.nn.grad.conv3d_weight(large, shape, small, padding=geometry.padding, groups=input.shape[1])
-
-
-def written_out(gradient, dtype):
-    """The affine map of a gradient that GroupNorm left, computed in `dtype` or, for 16 bits, in float32."""
-    grad, output, *maps = gradient
-    wide = torch.promote_types(dtype, torch.float32)
-    scale, slope, offset = (m.to(wide)[..., None, None, None] for m in maps)
-    return (scale * grad.to(wide) + slope * output.to(wide) + offset).to(dtype)
-
-
-def affine_gradient(grad):
-    return GroupNormGradient(grad, torch.randn_like(grad), *(torch.randn(grad.shape[:2]) for _ in range(3)))
 
 
 def check(weight, grad, input, geometry):

@@ -219,7 +219,9 @@ def test_every_shape(emulated, shape, dtype):
 
 @pytest.mark.parametrize("shape", LARGE_SHAPES)
 def test_large_shapes(emulated, shape):
-    check_forward(emulated, Case.draw(shape, (3, 4, 4), 1, torch.bfloat16))
+    case = Case.draw(shape, (3, 4, 4), 1, torch.bfloat16)
+    check_forward(emulated, case)
+    check_forward(emulated, case.channels_last())  # one kernel up to 128 channels
 
 
 @pytest.mark.parametrize("size", [(1, 1, 2), (3, 5, 7), (1, 1, 31), (2, 3, 12), (1, 4, 8), (7, 7, 7)])

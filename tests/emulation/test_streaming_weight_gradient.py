@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
-from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient
+from mednext_ops.backends.problem import ConvGeometry
 from mednext_ops.plans import convolution_plans
 
 from ..ops.eager import assert_within_twice, rms_error
+from .gradients import affine_gradient, written_out
+from .gradients import pytorchs_weight_gradient as eager
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Kernel and stride of all that is compiled.
@@ -55,25 +57,6 @@ def by_kernel(emulated, grad, input, geometry):
         gradient = emulated._kernels._native.depthwise_conv3d_backward_weight(*parts, input, *arguments)
     assert gradient.dtype == torch.float32
     return gradient
-
-
-def eager(grad, input, geometry):
-    """PyTorch's own, in the type of the tensors. A transposed convolution multiplies the same values."""
-    small, large = (t.contiguous() for t in ((input, grad) if geometry.transposed else (grad, input)))
-    shape = (input.shape[1], 1, *geometry.kernel_size)
-    return torch.nn.grad.conv3d_weight(large, shape, small, geometry.stride, geometry.padding, groups=input.shape[1])
-
-
-def affine_gradient(grad):
-    output = torch.randn_like(grad)
-    return GroupNormGradient(grad, output, *(torch.randn(grad.shape[:2]) for _ in range(3)))
-
-
-def written_out(gradient, dtype):
-    grad, output, *maps = gradient
-    wide = torch.promote_types(dtype, torch.float32)
-    scale, slope, offset = (m.to(wide)[..., None, None, None] for m in maps)
-    return (scale * grad.to(wide) + slope * output.to(wide) + offset).to(dtype)
 
 
 def check(weight, grad, input, geometry):

@@ -12,6 +12,7 @@ from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient
 from mednext_ops.plans import convolution_plans
 
 from ..ops.eager import assert_within_twice, rms_error
+from .gradients import affine_gradient, halved, shifted, written_out
 
 DTYPES = [torch.bfloat16, torch.float16]
 KERNELS = [3, 5, 7]
@@ -43,10 +44,6 @@ def plan_of(shape, geometry, dtype, architecture=90, **details):
     return plans["backward_data" if geometry.transposed else "forward"]
 
 
-def halved(size):
-    return tuple((extent + 1) // 2 for extent in size)
-
-
 def draw(size, kernel, dtype, batch=2, channels=CHANNELS):
     x = torch.randn(batch, channels, *size).to(dtype)
     w = (torch.randn(channels, 1, *(kernel,) * 3) / kernel**1.5).to(dtype)
@@ -68,22 +65,6 @@ def data_gradient(emulated, grad, w, add, size=None):
     data, weight = emulated.depthwise_conv3d_backward(grad, input, w, geometry, add, True, False)
     assert weight is None
     return data
-
-
-def affine_gradient(grad):
-    return GroupNormGradient(grad, torch.randn_like(grad), *(torch.randn(grad.shape[:2]) for _ in range(3)))
-
-
-def written_out(gradient, dtype):
-    grad, output, *maps = gradient
-    wide = torch.promote_types(dtype, torch.float32)
-    scale, slope, offset = (m.to(wide)[..., None, None, None] for m in maps)
-    return (scale * grad.to(wide) + slope * output.to(wide) + offset).to(dtype)
-
-
-def shifted(tensor, by=1):
-    """The same values, so many elements further on than a vector begins."""
-    return torch.empty(tensor.numel() + by, dtype=tensor.dtype)[by:].view(tensor.shape).copy_(tensor)
 
 
 def check_forward(emulated, size, kernel, dtype):

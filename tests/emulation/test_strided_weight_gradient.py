@@ -11,6 +11,8 @@ from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient
 from mednext_ops.plans import convolution_plans
 
 from ..ops.eager import assert_within_twice, rms_error
+from .gradients import affine_gradient, halved, shifted, written_out
+from .gradients import pytorchs_weight_gradient as eager
 
 DTYPES = [torch.bfloat16, torch.float16]
 KERNELS = [3, 5, 7]
@@ -40,11 +42,6 @@ def plan_of(shape, geometry, dtype, architecture=90, **details):
     return convolution_plans(shape, geometry, name, architecture, **details)["backward_weight"]
 
 
-def halved(size):
-    """The small tensor of a large one."""
-    return tuple((extent + 1) // 2 for extent in size)
-
-
 def draw(size, geometry, dtype, batch=2, channels=CHANNELS):
     """An input and a gradient of the output, the larger one of `size`, as far as a transposed convolution has it."""
     large = size
@@ -61,29 +58,6 @@ def by_kernel(emulated, grad, input, geometry):
     assert data is None
     assert gradient.dtype == torch.float32
     return gradient
-
-
-def eager(grad, input, geometry):
-    """PyTorch's own, in the type of the tensors. A transposed convolution multiplies the same values."""
-    small, large = (input, grad) if geometry.transposed else (grad, input)
-    shape = (input.shape[1], 1, *geometry.kernel_size)
-    return torch.nn.grad.conv3d_weight(large, shape, small, geometry.stride, geometry.padding, groups=input.shape[1])
-
-
-def affine_gradient(grad):
-    return GroupNormGradient(grad, torch.randn_like(grad), *(torch.randn(grad.shape[:2]) for _ in range(3)))
-
-
-def written_out(gradient, dtype):
-    grad, output, *maps = gradient
-    wide = torch.promote_types(dtype, torch.float32)
-    scale, slope, offset = (m.to(wide)[..., None, None, None] for m in maps)
-    return (scale * grad.to(wide) + slope * output.to(wide) + offset).to(dtype)
-
-
-def shifted(tensor):
-    """The same values, in the middle of a word."""
-    return torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape).copy_(tensor)
 
 
 def check(weight, grad, input, geometry):

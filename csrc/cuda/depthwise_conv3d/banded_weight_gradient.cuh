@@ -27,6 +27,7 @@
 // At the end the warps' C are added in shared memory, in a fixed order, to the block's part of the workspace.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -48,10 +49,6 @@ struct WeightGradientParameters {
     WeightGradientTile tile;
     float* partial;  // [parts, C * taps]
 };
-
-__host__ __device__ constexpr int larger(int a, int b) {
-    return a > b ? a : b;
-}
 
 // Which row of the patch, and which tap along W, a row of A is. A kw outside of the kernel is no tap: what C has there
 // is thrown away. kw - K / 2 is even for the rows that are loaded as they lie: 0 to 7, and those that stand alone.
@@ -106,7 +103,7 @@ struct BandedWeightGradient {
         SharedArray<int> large_table, small_table;  // see PlaneRing
 
         constexpr Shared(const PlaneLayout& large_plane, const PlaneLayout& small_plane, int threads)
-            : large(layout.array<unsigned char>(larger(large_plane.bytes(), 4 * sums_of(threads / kWarpSize)), 128)),
+            : large(layout.array<unsigned char>(std::max(large_plane.bytes(), 4 * sums_of(threads / kWarpSize)), 128)),
               small(layout.array<unsigned char>(small_plane.bytes(), 128)),
               large_full(layout.array<std::uint64_t>(large_plane.stages)),
               small_full(layout.array<std::uint64_t>(small_plane.stages)),
@@ -379,7 +376,7 @@ struct BoxedWeightGradient {
 
         constexpr Shared(const WeightGradientParameters& p)
             : planes(layout.array<unsigned char>(
-                  larger(p.tile.stages * stage_bytes(p), 4 * Core::sums_of(p.tile.warps())), 128)),
+                  std::max(p.tile.stages * stage_bytes(p), 4 * Core::sums_of(p.tile.warps())), 128)),
               full(layout.array<std::uint64_t>(p.tile.stages)),
               read(layout.array<std::uint64_t>(p.tile.stages)),
               map(layout.array<Map>(1)) {}

@@ -384,8 +384,11 @@ cudaError_t launch_forward_of_size(ScalarType type, const ForwardParameters& p, 
         return launch<fused_forward<T, C, O, ChannelsLast>>({blocks, threads, shared.layout.bytes(), stream}, p);
     };
     const auto launch_type = [&]<typename T>() {
-        return p.bottleneck.channels_last ? launch_kind.template operator()<T, true>()
-                                          : launch_kind.template operator()<T, false>();
+        if (p.bottleneck.channels_last) return launch_kind.template operator()<T, true>();
+        if constexpr (C <= ForwardPlan::kMostContiguousChannels && O <= ForwardPlan::kMostContiguousChannels) {
+            return launch_kind.template operator()<T, false>();
+        }
+        return cudaErrorInvalidValue;  // the planner does not come here
     };
     return type == ScalarType::float16 ? launch_type.template operator()<__half>()
                                        : launch_type.template operator()<__nv_bfloat16>();

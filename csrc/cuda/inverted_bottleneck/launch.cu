@@ -53,7 +53,7 @@ std::int64_t backward_workspace_bytes(const Bottleneck& bottleneck, int architec
 
 cudaError_t launch_forward(const ForwardProblem& problem, int architecture, void* workspace, cudaStream_t stream) {
     const Bottleneck& bottleneck = problem.bottleneck;
-    const auto plan = plan_forward(bottleneck.extents, architecture);
+    const auto plan = plan_forward(bottleneck.extents, bottleneck.channels_last, architecture);
     if (!plan) return cudaErrorInvalidValue;
     if (!has_grn(bottleneck)) return launch_fused_forward(problem, *plan, nullptr, stream);
 

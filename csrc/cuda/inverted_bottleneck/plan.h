@@ -27,6 +27,8 @@ constexpr int pitch_of(int columns) {
 
 // Forward: a warp's tile is some voxels and all channels; the weights stay in shared memory.
 struct ForwardPlan {
+    static constexpr int kMostContiguousChannels = 64;
+
     // Two fragments of rows share what is loaded of the weights; of 128 outputs the registers hold one.
     static constexpr int voxels(int outputs) { return outputs <= 64 ? 32 : 16; }
 
@@ -87,7 +89,7 @@ struct BackwardPlan {
 };
 
 // None where no instance is large enough, or the GPU's shared memory too small. `architecture` is 10 * major + minor.
-std::optional<ForwardPlan> plan_forward(const Extents& extents, int architecture);
+std::optional<ForwardPlan> plan_forward(const Extents& extents, bool channels_last, int architecture);
 std::optional<BackwardPlan> plan_backward(const Extents& extents, int architecture);
 
 // Of a block's shared memory, in the memory format that takes more.

@@ -10,6 +10,7 @@
 #include "../common/scalar_types.cuh"
 #include "../common/shared_memory.cuh"
 #include "../common/warp.h"
+#include "../common/warp_sum.cuh"
 #include "../depthwise_conv3d/weight_gradient_reduction.h"
 
 namespace mednext_ops::cuda::inverted_bottleneck {
@@ -52,14 +53,6 @@ cudaError_t with_half_type(ScalarType type, Function&& function) {
 
 __device__ inline unsigned warp_number() {
     return blockIdx.x * kWarps + threadIdx.x / kWarpSize;
-}
-
-__device__ inline float add_lanes(float value) {
-#pragma unroll
-    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
-        value += __shfl_xor_sync(kFullWarp, value, distance);
-    }
-    return value;
 }
 
 // Eight elements as floats, the first `count` of them there. Only where all lie aligned they come at once.

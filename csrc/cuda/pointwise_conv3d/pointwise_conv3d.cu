@@ -16,6 +16,7 @@
 #include "../common/scalar_types.cuh"
 #include "../common/shared_memory.cuh"
 #include "../common/warp.h"
+#include "../common/warp_sum.cuh"
 
 namespace mednext_ops::cuda::pointwise_conv3d {
 namespace {
@@ -182,14 +183,6 @@ struct WeightParameters {
     unsigned shares;  // blocks that share the rows of a part
     int rows;         // of each, at most kRows
 };
-
-__device__ inline float add_lanes(float value) {
-#pragma unroll
-    for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
-        value += __shfl_xor_sync(kFullWarp, value, distance);
-    }
-    return value;
-}
 
 template <typename T, int Few>
 __global__ void __launch_bounds__(kThreads, Few == 8 ? 1 : 2) weight_sums(const __grid_constant__ WeightParameters p) {
