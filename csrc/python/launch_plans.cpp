@@ -49,9 +49,10 @@ void describe(const StreamingTile& tile, const Triple& each, py::dict& result) {
     result["channels_a_warp"] = tile.lanes_c;
 }
 
-// Any address: plans look at its alignment alone, and at whether it is there.
+// An address at a multiple of `alignment`, a power of two, and of nothing beyond it: plans look at that alone, and at
+// whether there is one.
 const void* address(bool given, std::uintptr_t alignment) {
-    return given ? reinterpret_cast<const void*>(alignment * 4096) : nullptr;
+    return given ? reinterpret_cast<const void*>((std::uintptr_t{1} << 20) + alignment) : nullptr;
 }
 
 py::dict convolution(bool scatter, const std::string& dtype, bool channels_last, std::int64_t batch,
@@ -97,6 +98,20 @@ py::dict convolution(bool scatter, const std::string& dtype, bool channels_last,
             result["stages"] = tile.stages;
             result["plane_bytes"] = tile.planes(static_cast<int>(kernel[1]), affine).plane_bytes();
             result["ring_bytes"] = tile.planes(static_cast<int>(kernel[1]), affine).bytes();
+            break;
+        }
+        case ConvolutionCore::planar: {
+            const PlanarTile& tile = plan.planar;
+            const auto kernel_h = static_cast<int>(kernel[1]);
+            result["core"] = "planar";
+            result["fragments"] = tile.fragments;
+            result["threads"] = 32 * tile.warps;
+            result["blocks"] = batch * channels * tile.tiles();
+            result["tile"] = Three{tile.depth, tile.rows(kernel_h), 4 * tile.quads};
+            result["tiles"] = Three{tile.tiles_d, tile.tiles_h, tile.tiles_w};
+            result["stages"] = tile.stages;
+            result["plane_bytes"] = tile.plane_bytes(kernel_h);
+            result["ring_bytes"] = tile.planes_bytes(kernel_h, affine);
             break;
         }
         case ConvolutionCore::strided: {

@@ -17,7 +17,7 @@ CHANNELS = 3
 
 # Extents, architecture, and the fill that they lead to.
 FILLS = [
-    pytest.param((5, 9, 24), 90, "async", id="async"),
+    pytest.param((5, 9, 24), 80, "async", id="async"),
     pytest.param((5, 9, 12), 90, "async", id="async, four outputs in the last octet"),
     pytest.param((5, 9, 13), 90, "elements", id="elements"),
 ]
@@ -25,11 +25,18 @@ FILLS = [
 SIZES = [(3, 6, 128), (3, 5, 120), (2, 4, 264), (4, 33, 8), (9, 10, 40), (2, 70, 64), (1, 1, 1), (3, 2, 6)]
 
 
+@pytest.fixture
+def emulated(emulated):
+    """The backend as an A100: with a copy engine the planar core takes what is aligned."""
+    with emulated.architecture(80):
+        yield emulated
+
+
 def geometry_of(kernel, padding=None) -> ConvGeometry:
     return ConvGeometry(kernel, padding=padding or tuple(k // 2 for k in kernel))
 
 
-def plan_of(shape, geometry, dtype, architecture=90, **details):
+def plan_of(shape, geometry, dtype, architecture=80, **details):
     name = str(dtype).removeprefix("torch.")
     return convolution_plans(shape, geometry, name, architecture, **details)
 
@@ -147,10 +154,7 @@ def test_250_runs_give_the_same_bits(emulated):
 
 def test_the_fill_and_the_cut_along_d_change_no_bit(emulated):
     x, w, _ = draw((9, 6, 24), (3, 3, 3), torch.bfloat16)
-    results = []
-    for architecture in (80, 90):
-        with emulated.architecture(architecture):
-            results.append(emulated.depthwise_conv3d(x, w, None, geometry_of((3, 3, 3))))
+    results = [emulated.depthwise_conv3d(x, w, None, geometry_of((3, 3, 3)))]
     shifted = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(x.shape).copy_(x)  # two bytes off: element by element
     results.append(emulated.depthwise_conv3d(shifted, w, None, geometry_of((3, 3, 3))))
     alone = x[:1, :1].contiguous()  # fewer channels: cut otherwise
@@ -198,7 +202,7 @@ def test_a_value_that_is_not_finite_reaches_only_its_neighbourhood(emulated):
     ],
 )
 def test_the_rest_goes_to_the_other_cores(details, core):
-    options = {"geometry": geometry_of((3, 3, 3)), "dtype": "bfloat16", "architecture": 90} | details
+    options = {"geometry": geometry_of((3, 3, 3)), "dtype": "bfloat16", "architecture": 80} | details
     geometry, dtype, architecture = (options.pop(key) for key in ("geometry", "dtype", "architecture"))
     plans = convolution_plans((1, 4, 16, 16, 16), geometry, dtype, architecture, **options)
     assert plans["forward"]["core"] == core
@@ -208,7 +212,7 @@ def test_plans_at_the_stages_of_the_network():
     for channels, extent in [(32, 128), (64, 64), (128, 32), (256, 16), (512, 8)]:
         for kernel in (3, 5, 7):
             shape = (1, channels, extent, extent, extent)
-            plan = convolution_plans(shape, geometry_of((kernel,) * 3), "bfloat16", 90)["forward"]
+            plan = convolution_plans(shape, geometry_of((kernel,) * 3), "bfloat16", 80)["forward"]
             depth, rows, columns = plan["tile"]
             assert (plan["core"], plan["fill"]) == ("banded", "async")
             assert plan["blocks"] == channels * plan["tiles"][0] * plan["tiles"][1] * plan["tiles"][2]

@@ -65,6 +65,7 @@ CLEAN = {
     "test_inverted_bottleneck.py": "dtype0 or extent or slices or large or bad_input or other_format or anywhere",
     "test_bottleneck_products.py": "not dtype1 and not every_order and not extreme",
     "test_depthwise_convolution.py": "random and (0 or 7) and not 1",
+    "test_planar_convolution.py": "dtype0 and (every_kernel or statistics) or tile_where or padding",
     "test_banded_convolution.py": "dtype0 and (every_kernel or data_gradient or statistics) or tile or padding",
     "test_streaming_convolution.py": "dtype0 and size0 or transposed and NCDHW",
     "test_strided_convolution.py": "dtype0 and (every_kernel or written_out) or tile or alignment",

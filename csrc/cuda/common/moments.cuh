@@ -93,16 +93,22 @@ struct ShiftedSums {
     // Those of `values` that the mask names, or all of them.
     template <bool All, int N>
     __device__ void add(const float (&values)[N], unsigned mask) {
-        float of_these = 0.0f;
-        float squares_of_these = 0.0f;
+        constexpr int kChains = N % 4 == 0 ? 4 : 1;  // additions that do not wait for each other
+        float of_these[kChains] = {};
+        float squares_of_these[kChains] = {};
 #pragma unroll
         for (int i = 0; i < N; ++i) {
             const float deviation = All || (mask >> i & 1) ? values[i] - pivot : 0.0f;
-            of_these += deviation;
-            squares_of_these = fmaf(deviation, deviation, squares_of_these);
+            of_these[i % kChains] += deviation;
+            squares_of_these[i % kChains] = fmaf(deviation, deviation, squares_of_these[i % kChains]);
         }
-        add(sum, sum_missing, of_these);
-        add(squares, squares_missing, squares_of_these);
+#pragma unroll
+        for (int i = 1; i < kChains; ++i) {
+            of_these[0] += of_these[i];
+            squares_of_these[0] += squares_of_these[i];
+        }
+        add(sum, sum_missing, of_these[0]);
+        add(squares, squares_missing, squares_of_these[0]);
     }
 
     // Of `count` values in all.

@@ -3,6 +3,8 @@
 
 #include <climits>
 
+#include "plane_boxes.h"
+
 namespace mednext_ops::cuda::depthwise_conv3d {
 
 #define MEDNEXT_OPS_INSTANCE(KD, K)                                           \
@@ -18,32 +20,15 @@ MEDNEXT_OPS_INSTANCE(1, 7);
 
 namespace {
 
-// A tensor as the copy engine sees it: a box is a plane of the tile.
-cudaError_t encode_planes(const WeightGradientProblem& p, const Triple& size, const PlaneLayout& layout,
-                          const void* data, CUtensorMap* map) {
-    const auto row = static_cast<std::uint64_t>(size.w) * 2;
-    const auto plane = row * static_cast<std::uint64_t>(size.h);
-    const auto volume = plane * static_cast<std::uint64_t>(size.d);
-    const auto volumes = static_cast<std::uint64_t>(p.batch * p.channels);
-    const BoxedTensor tensor{
-        data,
-        p.type,
-        {static_cast<std::uint64_t>(size.w), static_cast<std::uint64_t>(size.h), static_cast<std::uint64_t>(size.d),
-         volumes, 1},
-        {row, plane, volume, volume * volumes},
-        {static_cast<std::uint32_t>(8 * layout.row_pitch), static_cast<std::uint32_t>(layout.rows), 1, 1, 1},
-    };
-    return encode(tensor, map);
-}
-
 cudaError_t make_source(const WeightGradientProblem& p, const Triple& size, const PlaneLayout& layout, Fill fill,
                         const void* data, const AffineGradient& affine, PlaneSource* source) {
     *source = {data, affine, fill, static_cast<int>(size.d), static_cast<int>(size.h), static_cast<int>(size.w),
                {},   {}};
     if (fill != Fill::boxes) return cudaSuccess;
-    const cudaError_t error = encode_planes(p, size, layout, data, &source->box);
+    const PlaneBoxes boxes{p.type, p.batch * p.channels, size, 8 * layout.row_pitch, layout.rows};
+    const cudaError_t error = encode_planes(boxes, data, &source->box);
     if (error != cudaSuccess || !affine.given()) return error;
-    return encode_planes(p, size, layout, affine.output, &source->box_output);
+    return encode_planes(boxes, affine.output, &source->box_output);
 }
 
 }  // namespace

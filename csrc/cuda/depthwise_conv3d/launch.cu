@@ -4,6 +4,7 @@
 #include "banded_weight_gradient.h"
 #include "general_convolution.h"
 #include "general_weight_gradient.h"
+#include "planar_convolution.h"
 #include "streaming_convolution.h"
 #include "streaming_weight_gradient.h"
 #include "strided_convolution.h"
@@ -19,6 +20,8 @@ cudaError_t launch_convolution(const ConvolutionProblem& problem, const Convolut
             return launch_banded_convolution(problem, plan.banded, moments, stream);
         case ConvolutionCore::general:
             return launch_general_convolution(problem, moments, stream);
+        case ConvolutionCore::planar:
+            return launch_planar_convolution(problem, plan.planar, moments, stream);
         case ConvolutionCore::strided:
             return launch_strided_convolution(problem, plan.strided, moments, stream);
         case ConvolutionCore::streaming:

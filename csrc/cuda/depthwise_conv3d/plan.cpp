@@ -50,6 +50,15 @@ constexpr std::int64_t kProcessors = 132;
 constexpr std::int64_t kWarpsOfSmallKernel = 15;
 constexpr std::int64_t kWarpsOfLargeKernel = 8;
 
+// Shared memory that a block may have on the architecture that has the least.
+constexpr int kLeastSharedBytes = 99 * 1024;
+
+// Shared memory of a multiprocessor that blocks may take, in bytes.
+int shared_bytes(int architecture) {
+    if (architecture == 80 || architecture == 87) return 163 * 1024;
+    return architecture == 86 || architecture == 89 || architecture >= 120 ? kLeastSharedBytes : 227 * 1024;
+}
+
 // The tile that at most `most_warps` warps make, not yet cut along D.
 BandedTile flat_tile(const ConvolutionProblem& p, int most_warps) {
     const Triple out = p.output_size;
@@ -112,6 +121,93 @@ BandedTile banded_tile(const ConvolutionProblem& p) {
     }
     best.fill = fill_of(p);
     best.stages = p.affine.given() ? 3 : 4;
+    return best;
+}
+
+// ---- the same by the copy engine ----
+
+// The copy engine takes boxes of up to 256 rows and columns.
+constexpr int kMostBox = 256;
+
+bool takes_planar(const ConvolutionProblem& p, int architecture) {
+    return architecture >= 90 && takes_banded(p, architecture) && p.geometry.kernel.w <= p.geometry.kernel.h &&
+           p.input_size.w % 8 == 0 && p.input_size.product() > 0 && aligned(p.input, 16) &&
+           (!p.affine.given() || aligned(p.affine.output, 16)) && aligned(p.output, 8) && aligned(p.add, 8);
+}
+
+// Cycles that a multiprocessor of an H200 needs, fitted to what 1100 tiles took there (h200-planar.json; the tile that
+// the plan chooses took on average 3 % longer than the best one): for a product, for what else a fragment and a plane
+// of a warp come with, for a byte of a plane, and one of a gradient that is computed.
+constexpr double kPlanarProduct = 1.9;
+constexpr double kPlanarFragment = 6.7;
+constexpr double kPlanarPlane = 36.0;
+constexpr double kPlanarByte = 0.006;
+constexpr double kPlanarMapped = 0.01;
+// A step of a block that has the multiprocessor for itself: it waits for its plane, and for the sum before; likewise
+// for a gradient, and a byte of it that a warp computes.
+constexpr double kPlanarStep = 860.0;
+constexpr double kPlanarWaiting = 5.3;
+constexpr double kPlanarMappedStep = 280.0;
+constexpr double kPlanarMappedAlone = 0.4;
+// What begins and ends a block costs about as much as so many planes.
+constexpr int kPlanarPlanesABlock = 9;
+// Columns of a tile at most, so that a strip of it is at most a block of warps.
+constexpr int kMostQuads = 48;
+
+PlanarTile planar_tile(const ConvolutionProblem& p, int architecture) {
+    const auto kd = static_cast<int>(p.geometry.kernel.d);
+    const auto kh = static_cast<int>(p.geometry.kernel.h);
+    const Triple out = p.output_size;
+    const bool mapped = p.affine.given();
+    const std::int64_t octets = out.w / 8;
+    const std::int64_t tiles_w = ceil_div(2 * octets, kMostQuads);
+    const std::int64_t most_cuts = std::min<std::int64_t>(out.d, 64);
+    const int products = kd * (kh - 1 + PlanarTile::unit_rows(kh)) / 2;
+    PlanarTile best{};
+    double least = 0.0;
+    for (const int fragments : {PlanarTile::kFewFragments, PlanarTile::kMostFragments}) {
+        const int blocks_of_most_warps = PlanarTile::resident_blocks(kd, kh, fragments, mapped, architecture);
+        if (blocks_of_most_warps == 0) continue;
+        PlanarTile tile{};
+        tile.fragments = fragments;
+        tile.quads = static_cast<int>(2 * ceil_div(octets, tiles_w));
+        tile.tiles_w = static_cast<int>(ceil_div(2 * octets, tile.quads));
+        const std::int64_t strips = ceil_div(out.h, tile.strip_rows(kh));
+        const int units = PlanarTile::units(kh);
+        const std::int64_t most_strips = std::min<std::int64_t>(
+            std::max(PlanarTile::kMostWarps * units / tile.quads, 1), (kMostBox - kh + 1) / tile.strip_rows(kh));
+        tile.tiles_h = static_cast<int>(ceil_div(strips, most_strips));
+        tile.strips = static_cast<int>(ceil_div(strips, tile.tiles_h));
+        tile.warps = static_cast<int>(ceil_div(tile.strips * tile.quads, units));
+        const std::int64_t resident = blocks_of_most_warps * PlanarTile::kMostWarps / tile.warps;
+        // As many planes ahead as the blocks of a multiprocessor have room for.
+        const int other_bytes = 512 + 32 * kd * (kh + 2 * PlanarTile::unit_rows(kh) - 2);
+        const std::int64_t most_bytes = shared_bytes(architecture) / resident - other_bytes;
+        for (tile.stages = 5; tile.stages > 2 && tile.planes_bytes(kh, mapped) > most_bytes;) --tile.stages;
+
+        const int bytes = tile.plane_rows(kh) * tile.row_bytes(kh);
+        const double warp = fragments * (products * kPlanarProduct + kPlanarFragment) + kPlanarPlane;
+        double work = tile.warps * warp + bytes * kPlanarByte;
+        double alone = kPlanarStep + fragments * products * kPlanarWaiting;
+        if (mapped) {
+            work += bytes * (kPlanarByte + kPlanarMapped);
+            alone += kPlanarMappedStep + bytes * kPlanarMappedAlone / tile.warps;
+        }
+        for (std::int64_t cuts = 1; cuts <= most_cuts; ++cuts) {
+            tile.depth = static_cast<int>(ceil_div(out.d, cuts));
+            tile.tiles_d = static_cast<int>(ceil_div(out.d, tile.depth));
+            const std::int64_t each = ceil_div(p.batch * p.channels * tile.tiles(), kProcessors);
+            const std::int64_t together = std::max<std::int64_t>(std::min(each, resident), 1);
+            const double busy = static_cast<double>(together) * work;
+            const double step = std::max(busy, alone) + std::min(busy, alone) / 25;
+            const double rounds = static_cast<double>(ceil_div(each, together));
+            const double cost = rounds * (tile.depth + kd - 1 + kPlanarPlanesABlock) * step;
+            if (best.warps == 0 || cost < least) {
+                best = tile;
+                least = cost;
+            }
+        }
+    }
     return best;
 }
 
@@ -204,18 +300,12 @@ constexpr int kStepsABlock = 4;
 // A chain of sums in one accumulator of a tensor core, which may truncate: at most 5 patches x 64 planes long.
 constexpr int kMostDepth = 64;
 
-// Shared memory that a block may have on the architecture that has the least.
-constexpr int kLeastSharedBytes = 99 * 1024;
-
 // What the kernel keeps in shared memory beside the planes, its tables of chunks (PlaneRing) left out.
 constexpr int kOtherBytes = 5 * 1024;
 
 int table_bytes(const PlaneLayout& planes, int threads) {
     return 4 * (planes.chunks() + 5 * threads);
 }
-
-// The copy engine takes boxes of up to 256 rows.
-constexpr int kMostBoxRows = 256;
 
 int bytes_loaded(const PlaneLayout& plane) {
     return plane.rows * static_cast<int>(ceil_div(plane.row_pitch * 16, kSector) + 1) * kSector;
@@ -263,7 +353,7 @@ WeightGradientTile weight_gradient_tile(const WeightGradientProblem& p) {
                 const int most_bytes = 2 * (large.plane_bytes() + small.plane_bytes()) +
                                        4 * std::max(large.plane_bytes(), small.plane_bytes()) + kOtherBytes +
                                        table_bytes(large, tile.warps() * 32);
-                const bool fits = most_bytes <= kLeastSharedBytes && std::max(large.rows, small.rows) <= kMostBoxRows;
+                const bool fits = most_bytes <= kLeastSharedBytes && std::max(large.rows, small.rows) <= kMostBox;
                 for (int depth = planes; fits && depth >= std::min(planes, 4); depth = depth * 3 / 4) {
                     tile.depth = depth;
                     tile.tiles_d = static_cast<int>(ceil_div(p.large_size.d, depth));
@@ -278,12 +368,6 @@ WeightGradientTile weight_gradient_tile(const WeightGradientProblem& p) {
         }
     }
     return best;
-}
-
-// Shared memory of a multiprocessor that blocks may take, in bytes.
-int shared_bytes(int architecture) {
-    if (architecture == 80 || architecture == 87) return 163 * 1024;
-    return architecture == 86 || architecture == 89 || architecture >= 120 ? kLeastSharedBytes : 227 * 1024;
 }
 
 // As many planes ahead as two blocks of a multiprocessor have room for.
@@ -344,19 +428,28 @@ StridedWeightTile strided_weight_tile(const WeightGradientProblem& p) {
 }  // namespace
 
 ConvolutionPlan plan_convolution(const ConvolutionProblem& p, int architecture) {
-    if (takes_banded(p, architecture)) {
-        const BandedTile tile = banded_tile(p);
-        return {ConvolutionCore::banded, tile.tiles(), {}, tile, {}};
+    ConvolutionPlan plan{};
+    if (takes_planar(p, architecture)) {
+        plan.core = ConvolutionCore::planar;
+        plan.planar = planar_tile(p, architecture);
+        plan.moments_per_channel = plan.planar.tiles();
+    } else if (takes_banded(p, architecture)) {
+        plan.core = ConvolutionCore::banded;
+        plan.banded = banded_tile(p);
+        plan.moments_per_channel = plan.banded.tiles();
+    } else if (takes_strided(p, architecture)) {
+        plan.core = ConvolutionCore::strided;
+        plan.strided = strided_tile(p);
+        plan.moments_per_channel = plan.strided.tiles();
+    } else if (takes_streaming(p)) {
+        plan.core = ConvolutionCore::streaming;
+        plan.streaming = streaming_tile(p);
+        plan.moments_per_channel = plan.streaming.tiles();
+    } else {
+        plan.core = ConvolutionCore::general;
+        plan.moments_per_channel = general_moments_per_channel(p);
     }
-    if (takes_strided(p, architecture)) {
-        const StridedTile tile = strided_tile(p);
-        return {ConvolutionCore::strided, tile.tiles(), {}, {}, tile};
-    }
-    if (takes_streaming(p)) {
-        const StreamingTile tile = streaming_tile(p);
-        return {ConvolutionCore::streaming, tile.tiles(), tile, {}, {}};
-    }
-    return {ConvolutionCore::general, general_moments_per_channel(p), {}, {}, {}};
+    return plan;
 }
 
 WeightGradientPlan plan_weight_gradient(const WeightGradientProblem& p, int architecture) {

@@ -16,8 +16,9 @@ namespace mednext_ops::cuda::depthwise_conv3d {
 // general: any kernel, stride, dilation, type and format, in float FMAs, one output at a time.
 // streaming: KxKxK and 1xKxK, K = 3, 5, 7, of every type and format, in float FMAs.
 // banded: 16-bit NCDHW at stride 1 on tensor cores (sm_80 and newer).
+// planar: the same in fewer products, where the copy engine can bring the planes (sm_90 and newer).
 // strided: 16-bit NCDHW, a gather of KxKxK at stride 2 along all axes on tensor cores (sm_80 and newer).
-enum class ConvolutionCore { general, streaming, banded, strided };
+enum class ConvolutionCore { general, streaming, banded, planar, strided };
 
 // The tile of a block of threads of the banded core. Eight outputs along W are an octet; a warp makes `fragments`, one
 // or four, of 16 octets, which are numbered along the rows of the tile.
@@ -44,6 +45,55 @@ struct BandedTile {
         return {rows + kernel_h - 1, octets + 1, row_pitch(), stages, affine, fill};
     }
     constexpr int tiles() const { return tiles_d * tiles_h * tiles_w; }  // blocks a sample and channel
+};
+
+// The tile of a block of threads of the planar core. Four outputs along W are a quad, a quad of a few rows a unit; a
+// warp makes `fragments` units one below the other, a strip, of 8 or 16 quads, which are numbered along the strips of
+// the tile.
+struct PlanarTile {
+    static constexpr int kMostWarps = 8;
+    static constexpr int kFewFragments = 2;
+    static constexpr int kMostFragments = 4;
+    static constexpr int kHalo = 8;  // columns on each side of a row: boxes begin at an octet
+    // Planes of a gradient that is computed are made so many steps ahead: as many in the making, as many that a warp
+    // that is behind may still use, and the one in turn.
+    static constexpr int kAhead = 1;
+    static constexpr int kOperands = 2 * kAhead + 1;
+
+    static constexpr int unit_rows(int kernel_h) { return kernel_h == 7 ? 4 : 2; }
+    static constexpr int units(int kernel_h) { return kernel_h == 7 ? 8 : 16; }  // of a warp, side by side
+    // Blocks of the most warps that a multiprocessor has registers for; 0 where even one would spill. For Blackwell
+    // ptxas keeps in registers what it finds uniform for sm_90.
+    static constexpr int resident_blocks(int kernel_d, int kernel_h, int fragments, bool mapped, int architecture) {
+        const bool few = fragments == kFewFragments;
+        if (kernel_d == 1) return 2;
+        if (architecture >= 100) return kernel_h == 3 && few ? 2 : kernel_h == 7 && !few ? 0 : 1;
+        return kernel_h == 3 || (kernel_h == 5 && few && mapped) ? 2 : 1;
+    }
+
+    int fragments;
+    int warps;
+    int stages;  // planes in flight or in use
+    int quads;   // of a row of the tile
+    int strips;
+    int depth;  // output planes of a block
+    int tiles_d, tiles_h, tiles_w;
+
+    constexpr int strip_rows(int kernel_h) const { return fragments * unit_rows(kernel_h); }
+    constexpr int rows(int kernel_h) const { return strips * strip_rows(kernel_h); }
+    constexpr int plane_rows(int kernel_h) const { return rows(kernel_h) + kernel_h - 1; }
+    // For KH = 7 lanes load of two rows at once: 12 words modulo 32 from row to row keep them apart.
+    constexpr int row_bytes(int kernel_h) const {
+        const int octets = (4 * quads + 2 * kHalo) / 8;
+        return 16 * (kernel_h == 7 && octets % 8 == 2 ? octets + 1 : octets);
+    }
+    constexpr int plane_bytes(int kernel_h) const {
+        return (plane_rows(kernel_h) * row_bytes(kernel_h) + 127) / 128 * 128;
+    }
+    constexpr int planes_bytes(int kernel_h, bool mapped) const {
+        return (mapped ? 2 * stages + kOperands : stages) * plane_bytes(kernel_h);
+    }
+    constexpr std::int64_t tiles() const { return static_cast<std::int64_t>(tiles_d) * tiles_h * tiles_w; }
 };
 
 // A plane of a strided tile in shared memory: rows of windows, an octet apart and two wide, with an octet more that the
@@ -87,6 +137,7 @@ struct ConvolutionPlan {
     std::int64_t moments_per_channel;  // written a sample and channel where statistics are asked for
     StreamingTile streaming;           // of that core
     BandedTile banded;                 // of that core
+    PlanarTile planar;                 // of that core
     StridedTile strided;               // of that core
 };
 

@@ -551,7 +551,7 @@ __global__ void __launch_bounds__(Backward<T, C, O, ChannelsLast, RowsOfWarp>::k
 #ifdef __CUDA_ARCH__
     // What the planner does not choose for an architecture is no code there.
     constexpr int kArchitecture = __CUDA_ARCH__ / 10;
-    constexpr bool kChosen = kArchitecture >= 80 && BackwardPlan::rows_of_warp(C, O, kArchitecture) == RowsOfWarp;
+    constexpr bool kChosen = kArchitecture >= 80 && BackwardPlan::rows_of_warp(C, kArchitecture) == RowsOfWarp;
 #else
     constexpr bool kChosen = true;
 #endif

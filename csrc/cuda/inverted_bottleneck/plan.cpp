@@ -86,7 +86,7 @@ std::optional<BackwardPlan> plan_backward(const Extents& extents, int architectu
     // The accumulators of larger ones fill more registers than there are.
     if (!choose_instance(extents, plan.channels, plan.outputs)) return std::nullopt;
     if (plan.channels > 64 || plan.outputs > 64) return std::nullopt;
-    plan.rows = BackwardPlan::rows_of_warp(plan.channels, plan.outputs, architecture);
+    plan.rows = BackwardPlan::rows_of_warp(plan.channels, architecture);
     plan.hidden = static_cast<int>(round_up(extents.hidden, BackwardPlan::kHiddenStep));
     const int resident = BackwardPlan::resident_warps(plan.channels, plan.outputs, plan.rows);
     plan.splits = 4;

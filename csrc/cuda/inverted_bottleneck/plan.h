@@ -61,7 +61,7 @@ struct BackwardPlan {
     // done half as often; with more channels their accumulators would leave registers for 8 warps a multiprocessor
     // only, those of one fragment for 16. ptxas would spill some of those on Blackwell, and of 32
     // channels with 64 outputs.
-    static constexpr int rows_of_warp(int channels, int outputs, int architecture) {
+    static constexpr int rows_of_warp(int channels, int architecture) {
         return channels < 64 || architecture >= 100 ? 32 : 16;
     }
     static constexpr int resident_warps(int channels, int outputs, int rows) {
