@@ -38,6 +38,7 @@
 #include "../common/shared_memory.cuh"
 #include "banded_weight_gradient.h"
 #include "plane_fill.cuh"
+#include "ring_of_places.cuh"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
@@ -216,22 +217,6 @@ struct BandedWeightGradient {
             function.template operator()<Place>();
         } else {
             at_place<Place + 1>(newest, function);
-        }
-    }
-
-    // The same for one step after the other until it says that it was the last: without a meeting of ways, at which
-    // registers would have to be moved, but with what the function does KD times in the kernel.
-    template <int Place = 0, typename Function>
-    __device__ static bool walk_once(Function&& function) {
-        if (!function.template operator()<Place>()) return false;
-        if constexpr (Place + 1 < KD) return walk_once<Place + 1>(function);
-        return true;
-    }
-
-    template <typename Function>
-    __device__ static void walk(Function&& function) {
-#pragma unroll 1
-        while (walk_once(function)) {
         }
     }
 
@@ -493,33 +478,31 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
     const unsigned inside = Mapped ? Boxed::inside(p, place) : 0;
     float acc[Core::kSets][KD][4] = {};
     unsigned held[Core::kPatches][KD][2];
-    int stage = 0;
-    unsigned parity = 0;                                   // of the round that the stages are in
+    StageCounter stage(stages);
     int turn = static_cast<int>(threadIdx.x) / kWarpSize;  // steps until it is this warp's to ask
     int z = begin;
-    Core::walk([&]<int Newest>() {
-        const unsigned char* const large = planes + stage * stage_bytes;
-        mbarrier_wait(full + stage, parity);
+    walk_along_places<KD>([&]<int Newest>() {
+        const unsigned char* const large = planes + stage.index * stage_bytes;
+        mbarrier_wait(full + stage.index, stage.parity);
         Boxed::template hold<Newest>(held, Boxed::is_small(p, z), large + p.large_planes.plane_bytes(), places, map,
                                      inside, p);
         if (Boxed::is_large(place, z)) Core::template multiply<Newest>(acc, held, large, places, p);
         __syncwarp();
-        if (threadIdx.x % kWarpSize == 0) mbarrier_arrive(read + stage);
+        if (threadIdx.x % kWarpSize == 0) mbarrier_arrive(read + stage.index);
         if (turn == 0) {
             turn = warps;
             // The planes of a step ago have been read, but by a warp that is far behind.
-            const int before = stage == 0 ? stages - 1 : stage - 1;
+            const StageCounter before = stage.before();
             const int next = z - 1 + stages;
             if (threadIdx.x % kWarpSize == 0 && z > begin && next < place.d1) {
-                mbarrier_wait(read + before, stage == 0 ? parity ^ 1 : parity);
+                mbarrier_wait(read + before.index, before.parity);
                 shared_memory_to_copy_engine();
-                Boxed::ask(p, place, next, planes + before * stage_bytes, full + before);
+                Boxed::ask(p, place, next, planes + before.index * stage_bytes, full + before.index);
             }
             __syncwarp();
         }
         --turn;
-        stage = stage + 1 == stages ? 0 : stage + 1;
-        if (stage == 0) parity ^= 1;
+        stage.advance();
         return ++z < place.d1;
     });
     Core::store(acc, reinterpret_cast<float*>(planes), place.partial(p, KD * K * K));
