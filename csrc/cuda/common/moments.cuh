@@ -101,6 +101,11 @@ struct ShiftedSums {
             of_these += deviation;
             squares_of_these = fmaf(deviation, deviation, squares_of_these);
         }
+        add_sums(of_these, squares_of_these);
+    }
+
+    // Of values less the pivot, and of their squares.
+    __device__ void add_sums(float of_these, float squares_of_these) {
         add(sum, sum_missing, of_these);
         add(squares, squares_missing, squares_of_these);
     }
