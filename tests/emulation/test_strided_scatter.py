@@ -15,7 +15,7 @@ from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient
 from mednext_ops.plans import convolution_plans
 
 from ..ops.eager import assert_within_twice, rms_error
-from .gradients import affine_gradient, halved, shifted, written_out
+from .gradients import affine_gradient, shifted, written_out
 
 DTYPES = [torch.bfloat16, torch.float16]
 KERNELS = [3, 5, 7]

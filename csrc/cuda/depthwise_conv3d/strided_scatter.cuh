@@ -68,7 +68,12 @@ struct StridedScatter {
     static constexpr int kPlanesBefore =
         (K - 1) / 2;                     // input planes before the completing one, which reach its outputs
     static constexpr int kHeld = K - 2;  // planes of sums from one input plane to the next
-    static constexpr int kBlocksPerProcessor = K == 3 ? 4 : K == 5 ? 3 : 2;
+    // For sm_80 the compiler needs a few registers more than for others.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
+    static constexpr int kBlocksPerProcessor = K == 7 ? 2 : 3;
+#else
+    static constexpr int kBlocksPerProcessor = K == 7 ? 2 : K == 5 ? 3 : 4;
+#endif
     // Rows of taps among zeros, so that the band is read without looking at bounds.
     static constexpr int kTapsRow = 24;
     static constexpr int kTapsBegin = 11 - kPadding;
@@ -115,8 +120,8 @@ struct StridedScatter {
         }
     }
 
-    // Which rows begin at an odd element of memory: those of row e of a pair in the planes that tap kd reaches. Whether
-    // a row has words of which only one output is its own: the first of a word at its end, the second at its begin.
+    // Which rows begin at an odd element of memory: those of row e of a pair in the planes that tap kd reaches. There
+    // the row's first output is the second of its word; where a row ends at an odd element, its last one is the first.
     struct OddRows {
         int of_first, of_plane, of_row;
 
@@ -129,8 +134,6 @@ struct StridedScatter {
         __device__ int operator()(int kd, int e) const {
             return of_first ^ ((kd + kPadding) % 2 != 0 ? of_plane : 0) ^ (e != 0 ? of_row : 0);
         }
-        __device__ bool has_first(int kd, int e) const { return (*this)(kd, e) != of_row; }
-        __device__ bool has_second(int kd, int e) const { return (*this)(kd, e) != 0; }
         __device__ bool none() const { return (of_first | of_row) == 0; }
     };
 
@@ -275,20 +278,20 @@ struct StridedScatter {
                 if (mask[i] == -1) *reinterpret_cast<unsigned*>(to[i]) = words[f][i];
             }
             if (odd.none()) continue;
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                if (odd.has_first(which, e)) {
-#pragma unroll
-                    for (int i = 2 * e; i < 2 * e + 2; ++i) {
-                        if (mask[i] == 0xffff) to[i][0] = element(words[f][i]);
-                    }
-                }
-                if (odd.has_second(which, e)) {
-#pragma unroll
-                    for (int i = 2 * e; i < 2 * e + 2; ++i) {
-                        if (mask[i] == ~0xffff) to[i][1] = element(words[f][i] >> 16);
-                    }
-                }
+            const auto store_first = [&](int i) {
+                if (mask[i] == 0xffff) to[i][0] = element(words[f][i]);
+            };
+            const auto store_second = [&](int i) {
+                if (mask[i] == ~0xffff) to[i][1] = element(words[f][i] >> 16);
+            };
+            const bool second = odd(which, 0) != 0;  // and the other row the other half, where W is odd
+            if (second || odd.of_row == 0) {
+                store_second(0), store_second(1);
+                store_first(2), store_first(3);
+            }
+            if (!second || odd.of_row == 0) {
+                store_first(0), store_first(1);
+                store_second(2), store_second(3);
             }
         }
     }
@@ -375,7 +378,6 @@ __global__ void __launch_bounds__(StridedScatter<T, K, Fill>::kMostThreads,
     int* const masks = shared_array(shared.masks);
 #pragma unroll
     for (int i = 0; i < 4; ++i) outputs.row[i / 2][i % 2] = i % 2 * p.out_w - odd(i / 2, i % 2);
-    int stored[2] = {0, 0};  // outputs in the planes of a parity
 #pragma unroll
     for (int i = 0; i < kFragments * 2; ++i) {
         const int f = i / 2;
@@ -393,7 +395,6 @@ __global__ void __launch_bounds__(StridedScatter<T, K, Fill>::kMostThreads,
             const int mask =
                 (some && begin >= 0 && begin < p.out_w ? 0xffff : 0) | (some && begin + 1 < p.out_w ? ~0xffff : 0);
             masks[Core::masks_of(masks, j / 2, f) - masks + 2 * (j % 2) + i % 2] = mask;
-            stored[j / 2] += (mask & 1) + (mask < 0 ? 1 : 0);
         }
     }
 
@@ -422,14 +423,12 @@ __global__ void __launch_bounds__(StridedScatter<T, K, Fill>::kMostThreads,
             return z >= z0 && static_cast<unsigned>(first + which) < static_cast<unsigned>(p.out_d);
         };
         unsigned added[2][kFragments][4];
-        if (p.add != nullptr) {  // on their way during the products
-#pragma unroll
-            for (int which = 0; which < 2; ++which) {
-                if (!completes(which)) continue;
-                Core::load_added(added[which], add + at + which * plane_size, outputs, which, masks, p.add_in_words,
-                                 odd.none());
-            }
-        }
+        const auto load_added = [&](int which) {
+            if (p.add == nullptr || !completes(which)) return;
+            Core::load_added(added[which], add + at + which * plane_size, outputs, which, masks, p.add_in_words,
+                             odd.none());
+        };
+        load_added(0);  // on its way during the products, the other one during the store
         const unsigned char* plane = planes.next();
         if (!planes.has(z)) plane = zeros;
         typename Core::Windows of_plane[kFragments];
@@ -442,6 +441,7 @@ __global__ void __launch_bounds__(StridedScatter<T, K, Fill>::kMostThreads,
             Core::begin(complete[1], held, 1, bias);
             Core::template multiply<0, 2>(complete, of_plane, band);
             typename Core::StepSums of_step;
+            load_added(1);
 #pragma unroll
             for (int which = 0; which < 2; ++which) {
                 if (!completes(which)) continue;
@@ -468,9 +468,14 @@ __global__ void __launch_bounds__(StridedScatter<T, K, Fill>::kMostThreads,
         running.pivot = pivots[0];
         // Input plane z completes plane 2 z - p, which may lie before the volume, and the next one, which may lie
         // behind.
-        const std::int64_t counted =
-            static_cast<std::int64_t>(z1 - z0 - (2 * z0 < kPadding ? 1 : 0)) * stored[0] +
-            static_cast<std::int64_t>(z1 - z0 - (2 * z1 - 1 - kPadding < p.out_d ? 0 : 1)) * stored[1];
+        const int planes_stored[2] = {z1 - z0 - (2 * z0 < kPadding ? 1 : 0),
+                                      z1 - z0 - (2 * z1 - 1 - kPadding < p.out_d ? 0 : 1)};
+        std::int64_t counted = 0;
+#pragma unroll
+        for (int i = 0; i < 2 * kFragments * 4; ++i) {
+            const int mask = Core::masks_of(masks, i / (kFragments * 4), i / 4 % kFragments)[i % 4];
+            counted += static_cast<std::int64_t>(planes_stored[i / (kFragments * 4)]) * (__popc(mask) / 16);
+        }
         Moments<double> all = merge_warp(running.moments(counted));
         if (lane == 0) of_warp[warp] = all;
         __syncthreads();
