@@ -175,6 +175,8 @@ bool takes_strided_scatter(const ConvolutionProblem& p, int architecture) {
            p.output_size.h * p.output_size.w < INT_MAX / 16 && p.batch * p.channels < INT_MAX / 4;
 }
 
+// Bytes of a plane at most: seven of them, where a gradient is computed, fit twice where 227 KiB are all.
+constexpr int kMostScatterPlaneBytes = 9 * 1024;
 // What begins and ends a block costs about as much as so many input planes.
 constexpr std::int64_t kScatterPlanesABlock = 2;
 
@@ -191,7 +193,7 @@ ScatterTile scatter_tile(const ConvolutionProblem& p) {
     const int windows_of_warp = ScatterTile::kFragments * ScatterTile::kWindows;
     tile.pairs =
         static_cast<int>(std::min<std::int64_t>(pairs.h, ScatterTile::kMostWarps * windows_of_warp / tile.windows));
-    while (tile.layout(k).plane_bytes() > kMostStridedPlaneBytes) --tile.pairs;
+    while (tile.layout(k).plane_bytes() > kMostScatterPlaneBytes) --tile.pairs;
     tile.tiles_h = static_cast<int>(ceil_div(pairs.h, tile.pairs));
     tile.pairs = static_cast<int>(ceil_div(pairs.h, tile.tiles_h));
     tile.warps = static_cast<int>(ceil_div(tile.pairs * tile.windows, windows_of_warp));

@@ -52,8 +52,8 @@ struct ScatterParameters {
     std::int64_t channels;
     const void* add;
     void* output;
-    bool begins_odd;  // the output, at an odd element of memory
-    bool add_in_words;
+    bool begins_odd;    // the output, at an odd element of memory
+    bool add_in_words;  // `add` begins as the output does
     Moments<double>* moments;
     ScatterTile tile;
 };
@@ -65,8 +65,8 @@ struct StridedScatter {
     static constexpr int kFragments = ScatterTile::kFragments;
     static constexpr int kPadding = K / 2;
     static constexpr int kBefore = K / 2 / 2;  // input rows before that of the pair
-    static constexpr int kPlanesBefore =
-        (K - 1) / 2;                     // input planes before the completing one, which reach its outputs
+    // Input planes before the one that completes an output plane, which reach it too.
+    static constexpr int kPlanesBefore = (K - 1) / 2;
     static constexpr int kHeld = K - 2;  // planes of sums from one input plane to the next
     // For sm_80 the compiler needs a few registers more than for others.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
@@ -286,12 +286,16 @@ struct StridedScatter {
             };
             const bool second = odd(which, 0) != 0;  // and the other row the other half, where W is odd
             if (second || odd.of_row == 0) {
-                store_second(0), store_second(1);
-                store_first(2), store_first(3);
+                store_second(0);
+                store_second(1);
+                store_first(2);
+                store_first(3);
             }
             if (!second || odd.of_row == 0) {
-                store_first(0), store_first(1);
-                store_second(2), store_second(3);
+                store_first(0);
+                store_first(1);
+                store_second(2);
+                store_second(3);
             }
         }
     }
@@ -466,8 +470,7 @@ __global__ void __launch_bounds__(StridedScatter<T, K, Fill>::kMostThreads,
         float pivots[2];
         unpack<T>(pivot, pivots[0], pivots[1]);
         running.pivot = pivots[0];
-        // Input plane z completes plane 2 z - p, which may lie before the volume, and the next one, which may lie
-        // behind.
+        // Input plane z completes 2 z - p, which may lie before the volume, and the next plane, which may lie behind.
         const int planes_stored[2] = {z1 - z0 - (2 * z0 < kPadding ? 1 : 0),
                                       z1 - z0 - (2 * z1 - 1 - kPadding < p.out_d ? 0 : 1)};
         std::int64_t counted = 0;
