@@ -95,8 +95,8 @@ struct ScatterLayout {
     constexpr int plane_bytes() const { return (rows * kRowBytes + 127) / 128 * 128; }
 };
 
-// The tile of a block of threads of the scatter at stride 2. A window makes eight outputs along W in two rows, a pair; a
-// warp makes two fragments of 16 windows, which are numbered along the pairs of rows of the tile.
+// The tile of a block of threads of the scatter at stride 2. A window makes eight outputs along W in two rows, a pair;
+// a warp makes two fragments of 16 windows, which are numbered along the pairs of rows of the tile.
 struct ScatterTile {
     static constexpr int kMostWarps = 4;
     static constexpr int kFragments = 2;

@@ -1,8 +1,8 @@
 // The planes of a tile of a large tensor, one after the other along D, in shared memory ahead of their use: any rows.
 //
 // A plane has rows of octets of 16-bit elements, the first at (h0, w0) of the volume, w0 a multiple of four; what lies
-// outside of the volume is zero. It is moved in chunks of four elements by asynchronous copies of 8 bytes, two a thread,
-// half a row apart, so that neighbours copy neighbours.
+// outside of the volume is zero. It is moved in chunks of four elements by asynchronous copies of 8 bytes, two a
+// thread, half a row apart, so that neighbours copy neighbours.
 //
 //     direct   rows are whole chunks: they are copied to where the products read them
 //     staged   rows begin anywhere (those of a transposed convolution are odd), or the tensor is a gradient that is not
