@@ -38,6 +38,7 @@
 #include "../common/opaque.cuh"
 #include "../common/parameter.cuh"
 #include "../common/scalar_types.cuh"
+#include "../common/select_bits.cuh"
 #include "../common/shared_load.cuh"
 #include "../common/shared_memory.cuh"
 #include "strided_planes.cuh"
@@ -325,7 +326,7 @@ struct StridedScatter {
                 load_shared_again(mask, masks_of(masks, which, f));
 #pragma unroll
                 for (int i = 0; i < 8; ++i) {
-                    const unsigned word = pivot ^ ((pivot ^ words[f][i / 2]) & static_cast<unsigned>(mask[i / 2]));
+                    const unsigned word = select_bits(static_cast<unsigned>(mask[i / 2]), words[f][i / 2], pivot);
                     float values[2];
                     unpack<T>(word, values[0], values[1]);
                     const float deviation = values[i % 2] - pivots[0];
