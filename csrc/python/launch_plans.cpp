@@ -126,6 +126,18 @@ py::dict convolution(bool scatter, const std::string& dtype, bool channels_last,
                 StridedTile::planes(!tile.direct, affine) * tile.layout(static_cast<int>(kernel[0])).plane_bytes();
             break;
         }
+        case ConvolutionCore::strided_scatter: {
+            const ScatterTile& tile = plan.strided_scatter;
+            result["core"] = "strided_scatter";
+            result["direct"] = tile.direct;
+            result["threads"] = 32 * tile.warps;
+            result["blocks"] = batch * channels * tile.tiles();
+            result["tile"] = Three{2 * tile.depth, 2 * tile.pairs, 8 * tile.windows};
+            result["tiles"] = Three{tile.tiles_d, tile.tiles_h, tile.tiles_w};
+            result["ring_bytes"] =
+                StridedTile::planes(!tile.direct, affine) * tile.layout(static_cast<int>(kernel[0])).plane_bytes();
+            break;
+        }
     }
     return result;
 }

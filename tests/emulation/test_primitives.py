@@ -112,16 +112,17 @@ def sixteen_bit(values: np.ndarray, bfloat16: bool) -> tuple[np.ndarray, np.ndar
     return tensor.view(torch.int16).numpy().view(np.uint16), tensor.double().numpy()
 
 
+@pytest.mark.parametrize("depth", [16, 8])
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_mma_multiplies_by_the_documented_layout(in_any_order, bfloat16):
+def test_mma_multiplies_by_the_documented_layout(in_any_order, bfloat16, depth):
     a_bits, a = sixteen_bit(RANDOM.standard_normal((16, 16)), bfloat16)
     b_bits, b = sixteen_bit(RANDOM.standard_normal((16, 8)), bfloat16)
     c = RANDOM.standard_normal((16, 8)).astype(np.float32)
     output = fragments(c, d_place, 4)
     packed_a = np.ascontiguousarray(fragments(a_bits, a_place, 8)).view(np.uint32)
     packed_b = np.ascontiguousarray(fragments(b_bits, b_place, 4)).view(np.uint32)
-    in_any_order("multiply", bfloat16, packed_a, packed_b, output)
-    assert np.abs(output - fragments(a @ b + c, d_place, 4)).max() <= 2**-23 * 16
+    in_any_order("multiply", bfloat16, depth, packed_a, packed_b, output)
+    assert np.abs(output - fragments(a[:, :depth] @ b[:depth] + c, d_place, 4)).max() <= 2**-23 * 16
 
 
 def test_mma_reads_every_fp16_value(kernels):
@@ -134,7 +135,7 @@ def test_mma_reads_every_fp16_value(kernels):
             continue
         packed_a = np.ascontiguousarray(fragments(a_bits, a_place, 8)).view(np.uint32)
         output = np.zeros((32, 4), np.float32)
-        kernels("multiply", 0, packed_a, packed_b, output)
+        kernels("multiply", 0, 16, packed_a, packed_b, output)
         assert (output == fragments(a_bits.view(np.float16).astype(np.float32), d_place, 4)).all()
 
 

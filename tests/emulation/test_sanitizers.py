@@ -69,6 +69,7 @@ CLEAN = {
     "test_banded_convolution.py": "dtype0 and (every_kernel or data_gradient or statistics) or tile or padding",
     "test_streaming_convolution.py": "dtype0 and size0 or transposed and NCDHW",
     "test_strided_convolution.py": "dtype0 and (every_kernel or written_out) or tile or alignment",
+    "test_strided_scatter.py": "dtype0 and (every_kernel or written_out) or tile or alignment",
     "test_streaming_scatter.py": "dtype0 and (size0 or size2) or apart or every_order and dtype1",
     "test_streaming_weight_gradient.py": "dtype0 and (every_kernel or written_out) or tile and NCDHW",
     "test_strided_weight_gradient.py": "dtype0 and (every_kernel or written_out) or tile or alignment",

@@ -11,6 +11,8 @@
 //
 // A register holds two elements, the one of the lower index (column of A, row of B) in its lower half.
 //
+// mma.m16n8k8: the same with the first eight columns of A and rows of B alone: a[0], a[1] and b[0].
+//
 // ldmatrix: lane 8 j + r names row r of matrix j: 8 elements, 16 bytes, at a multiple of 16 bytes in shared memory.
 // From matrix j every lane gets one register: elements [g, 2t] and [g, 2t+1], or [2t, g] and [2t+1, g] with Transposed.
 // So A is four matrices (rows 0-7, rows 8-15, then the same at columns 8-15), and B two: of B^T without, of B with
@@ -100,6 +102,25 @@ __device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const
 template <typename T>
 __device__ inline void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     mma_m16n8k16<T>(d, a, b, d);
+}
+
+// d = a b + c, of eight columns of A.
+template <typename T>
+__device__ inline void mma_m16n8k8(float (&d)[4], const unsigned (&a)[2], unsigned b, const float (&c)[4]) {
+    static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>, "the operands are fp16 or bf16");
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    if constexpr (std::is_same_v<T, __half>) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+    } else {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+            : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+    }
+#else
+    __trap();
+#endif
 }
 
 // The transpose of a matrix of 8x8 elements.
@@ -200,6 +221,13 @@ template <typename T>
 void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
                   emulation::CallSite where = emulation::CallSite::current()) {
     mma_m16n8k16<T>(d, a, b, d, where);
+}
+
+// d = a b + c, of eight columns of A.
+template <typename T>
+void mma_m16n8k8(float (&d)[4], const unsigned (&a)[2], unsigned b, const float (&c)[4],
+                 emulation::CallSite where = emulation::CallSite::current()) {
+    mma_m16n8k16<T>(d, {a[0], a[1], 0, 0}, {b, 0}, c, where);
 }
 
 inline unsigned transposed(unsigned fragment, emulation::CallSite where = emulation::CallSite::current()) {

@@ -107,8 +107,13 @@ struct ShiftedSums {
             of_these[0] += of_these[i];
             squares_of_these[0] += squares_of_these[i];
         }
-        add(sum, sum_missing, of_these[0]);
-        add(squares, squares_missing, squares_of_these[0]);
+        add_sums(of_these[0], squares_of_these[0]);
+    }
+
+    // Of values less the pivot, and of their squares.
+    __device__ void add_sums(float of_these, float squares_of_these) {
+        add(sum, sum_missing, of_these);
+        add(squares, squares_missing, squares_of_these);
     }
 
     // Of `count` values in all.

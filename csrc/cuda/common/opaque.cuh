@@ -14,6 +14,14 @@ __device__ inline void make_opaque(int& value) {
     asm volatile("" : "+r"(value));
 }
 
+__device__ inline void make_opaque(float& value) {
+#ifndef MEDNEXT_OPS_EMULATED
+    asm volatile("" : "+f"(value));
+#else
+    asm volatile("" : "+m"(value));
+#endif
+}
+
 __device__ inline void make_opaque(std::int64_t& value) {
 #ifndef MEDNEXT_OPS_EMULATED
     asm volatile("" : "+l"(value));

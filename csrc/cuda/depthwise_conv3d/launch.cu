@@ -8,6 +8,7 @@
 #include "streaming_convolution.h"
 #include "streaming_weight_gradient.h"
 #include "strided_convolution.h"
+#include "strided_scatter.h"
 #include "strided_weight_gradient.h"
 #include "weight_gradient_reduction.h"
 
@@ -24,6 +25,8 @@ cudaError_t launch_convolution(const ConvolutionProblem& problem, const Convolut
             return launch_planar_convolution(problem, plan.planar, moments, stream);
         case ConvolutionCore::strided:
             return launch_strided_convolution(problem, plan.strided, moments, stream);
+        case ConvolutionCore::strided_scatter:
+            return launch_strided_scatter(problem, plan.strided_scatter, moments, stream);
         case ConvolutionCore::streaming:
             return launch_streaming_convolution(problem, plan.streaming, moments, stream);
     }

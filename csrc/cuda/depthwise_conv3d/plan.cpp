@@ -263,6 +263,58 @@ StridedTile strided_tile(const ConvolutionProblem& p) {
     return tile;
 }
 
+// ---- a scatter at stride 2 ----
+
+bool takes_strided_scatter(const ConvolutionProblem& p, int architecture) {
+    return architecture >= 80 && p.type != ScalarType::float32 && !p.channels_last && p.scatter &&
+           is(p.geometry.stride, 2) && takes_streaming(p) && p.input_size.h * p.input_size.w < INT_MAX / 16 &&
+           p.output_size.h * p.output_size.w < INT_MAX / 16 && p.batch * p.channels < INT_MAX / 4;
+}
+
+// Bytes of a plane at most: seven of them, where a gradient is computed, fit twice where 227 KiB are all.
+constexpr int kMostScatterPlaneBytes = 9 * 1024;
+// What begins and ends a block costs about as much as so many input planes.
+constexpr std::int64_t kScatterPlanesABlock = 2;
+
+// The tile follows from the shape alone, cut along D as banded_tile() does.
+ScatterTile scatter_tile(const ConvolutionProblem& p) {
+    const auto k = static_cast<int>(p.geometry.kernel.d);
+    const Triple pairs = streaming_scatter_size(p);  // of output planes and rows
+    ScatterTile tile{};
+    // Words that two outputs share begin one output earlier in rows at odd addresses, which odd rows and tensors have.
+    const bool odd = p.output_size.w % 2 != 0 || !aligned(p.output, 4);
+    const std::int64_t windows = ceil_div(p.output_size.w + (odd ? 1 : 0), 8);
+    tile.tiles_w = static_cast<int>(ceil_div(windows, ScatterTile::kWindows));
+    tile.windows = static_cast<int>(ceil_div(windows, tile.tiles_w));
+    const int windows_of_warp = ScatterTile::kFragments * ScatterTile::kWindows;
+    tile.pairs =
+        static_cast<int>(std::min<std::int64_t>(pairs.h, ScatterTile::kMostWarps * windows_of_warp / tile.windows));
+    while (tile.layout(k).plane_bytes() > kMostScatterPlaneBytes) --tile.pairs;
+    tile.tiles_h = static_cast<int>(ceil_div(pairs.h, tile.pairs));
+    tile.pairs = static_cast<int>(ceil_div(pairs.h, tile.tiles_h));
+    tile.warps = static_cast<int>(ceil_div(tile.pairs * tile.windows, windows_of_warp));
+
+    int depth = 0;
+    double least = 0.0;
+    for (std::int64_t cuts = 1; cuts <= std::min<std::int64_t>(pairs.d, 64); ++cuts) {
+        tile.depth = static_cast<int>(ceil_div(pairs.d, cuts));
+        tile.tiles_d = static_cast<int>(ceil_div(pairs.d, tile.depth));
+        const std::int64_t blocks = p.batch * p.channels * tile.tiles();
+        const std::int64_t planes = tile.depth + (k - 1) / 2 + kScatterPlanesABlock;
+        const double warps = static_cast<double>(blocks * tile.warps) / kProcessors;
+        const double cost = static_cast<double>(ceil_div(blocks, kProcessors) * planes) /
+                            std::min(warps / static_cast<double>(kStridedConvolutionWarps), 1.0);
+        if (depth == 0 || cost < least) {
+            depth = tile.depth;
+            least = cost;
+        }
+    }
+    tile.depth = depth;
+    tile.tiles_d = static_cast<int>(ceil_div(pairs.d, depth));
+    tile.direct = p.input_size.w % 4 == 0 && aligned(p.input, 8) && !p.affine.given();
+    return tile;
+}
+
 // ---- the weight gradient ----
 
 bool takes_banded(const WeightGradientProblem& p, int architecture) {
@@ -441,6 +493,10 @@ ConvolutionPlan plan_convolution(const ConvolutionProblem& p, int architecture) 
         plan.core = ConvolutionCore::strided;
         plan.strided = strided_tile(p);
         plan.moments_per_channel = plan.strided.tiles();
+    } else if (takes_strided_scatter(p, architecture)) {
+        plan.core = ConvolutionCore::strided_scatter;
+        plan.strided_scatter = scatter_tile(p);
+        plan.moments_per_channel = plan.strided_scatter.tiles();
     } else if (takes_streaming(p)) {
         plan.core = ConvolutionCore::streaming;
         plan.streaming = streaming_tile(p);

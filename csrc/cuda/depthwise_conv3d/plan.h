@@ -18,7 +18,8 @@ namespace mednext_ops::cuda::depthwise_conv3d {
 // banded: 16-bit NCDHW at stride 1 on tensor cores (sm_80 and newer).
 // planar: the same in fewer products, where the copy engine can bring the planes (sm_90 and newer).
 // strided: 16-bit NCDHW, a gather of KxKxK at stride 2 along all axes on tensor cores (sm_80 and newer).
-enum class ConvolutionCore { general, streaming, banded, planar, strided };
+// strided_scatter: the scatter of the same.
+enum class ConvolutionCore { general, streaming, banded, planar, strided, strided_scatter };
 
 // The tile of a block of threads of the banded core. Eight outputs along W are an octet; a warp makes `fragments`, one
 // or four, of 16 octets, which are numbered along the rows of the tile.
@@ -132,6 +133,36 @@ struct StridedTile {
     }
 };
 
+// A plane of the input of a strided scatter in shared memory: rows of octets, a fixed number of bytes apart.
+struct ScatterLayout {
+    static constexpr int kRowBytes = 160;  // nine octets, and one that the copies of staged rows may reach
+
+    int rows;
+    int windows;  // a row, four elements apart and eight wide
+
+    static constexpr int row_bytes() { return kRowBytes; }
+    constexpr int octets() const { return (4 * windows + 13) / 8; }  // two elements before the first window
+    constexpr int plane_bytes() const { return (rows * kRowBytes + 127) / 128 * 128; }
+};
+
+// The tile of a block of threads of the scatter at stride 2. A window makes eight outputs along W in two rows, a pair;
+// a warp makes two fragments of 16 windows, which are numbered along the pairs of rows of the tile.
+struct ScatterTile {
+    static constexpr int kMostWarps = 4;
+    static constexpr int kFragments = 2;
+    static constexpr int kWindows = 16;  // of a fragment, and of a row at most
+
+    bool direct;  // input rows are whole chunks of 8 bytes, and need no computing
+    int warps;
+    int windows;  // of a row of the tile
+    int pairs;    // of output rows
+    int depth;    // pairs of output planes of a block
+    int tiles_d, tiles_h, tiles_w;
+
+    constexpr std::int64_t tiles() const { return static_cast<std::int64_t>(tiles_d) * tiles_h * tiles_w; }
+    constexpr ScatterLayout layout(int kernel) const { return {pairs + (kernel + 1) / 2 - 1, windows}; }
+};
+
 struct ConvolutionPlan {
     ConvolutionCore core;
     std::int64_t moments_per_channel;  // written a sample and channel where statistics are asked for
@@ -139,6 +170,7 @@ struct ConvolutionPlan {
     BandedTile banded;                 // of that core
     PlanarTile planar;                 // of that core
     StridedTile strided;               // of that core
+    ScatterTile strided_scatter;       // of that core
 };
 
 // As above, and strided: 16-bit NCDHW, KxKxK at stride 2 on tensor cores (sm_80 and newer).

@@ -51,12 +51,9 @@ struct StridedParameters {
     StridedTile tile;
 };
 
-// How planes come in: see strided_planes.cuh.
-enum class StridedFill { direct, staged, mapped };
-
 template <typename T, int K, StridedFill Fill>
 struct StridedGather {
-    using Planes = StridedPlanes<T, Fill != StridedFill::direct, Fill == StridedFill::mapped>;
+    using Planes = StridedPlanes<T, Fill != StridedFill::direct, Fill == StridedFill::mapped, 4>;
     static constexpr int kMostThreads = StridedTile::kMostWarps * kWarpSize;
     static constexpr int kFragments = StridedTile::kFragments;
     static constexpr int kWindows = StridedTile::kWindows;

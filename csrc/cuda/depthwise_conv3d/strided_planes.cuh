@@ -1,9 +1,8 @@
 // The planes of a tile of a large tensor, one after the other along D, in shared memory ahead of their use: any rows.
 //
-// A plane has rows of octets of 16-bit elements, the first at (h0, w0) of the volume, w0 four less than a multiple of
-// eight; what lies outside of the volume is zero. It is moved in chunks of four elements by asynchronous copies of 8
-// bytes, two a thread, half a row apart, so that
-// neighbours copy neighbours.
+// A plane has rows of octets of 16-bit elements, the first at (h0, w0) of the volume, w0 a multiple of four; what lies
+// outside of the volume is zero. It is moved in chunks of four elements by asynchronous copies of 8 bytes, two a
+// thread, half a row apart, so that neighbours copy neighbours.
 //
 //     direct   rows are whole chunks: they are copied to where the products read them
 //     staged   rows begin anywhere (those of a transposed convolution are odd), or the tensor is a gradient that is not
@@ -33,7 +32,11 @@ struct StridedSource {
     int d, h, w;
 };
 
-template <typename T, bool Staged, bool Mapped>
+// How they come in, as above.
+enum class StridedFill { direct, staged, mapped };
+
+// A thread asks for `AtOnce` rows without a look at how many it has.
+template <typename T, bool Staged, bool Mapped, int AtOnce>
 class StridedPlanes {
   public:
     static_assert(Staged || !Mapped);
@@ -45,7 +48,8 @@ class StridedPlanes {
     static constexpr int kKept = 12;
 
     // Planes from `z` on of volume `volume`, those below `z_end` of which are wanted; `kept` takes kKept a thread.
-    __device__ StridedPlanes(const StridedSource& source, const StridedLayout& layout, unsigned char* planes, int* kept,
+    template <typename Layout>
+    __device__ StridedPlanes(const StridedSource& source, const Layout& layout, unsigned char* planes, int* kept,
                              std::int64_t volume, int h0, int w0, int z, int z_end)
         : source_(source),
           planes_(planes),
@@ -128,8 +132,6 @@ class StridedPlanes {
     __device__ bool has(int z) const { return static_cast<unsigned>(z - z_begin_) < z_count_; }
 
   private:
-    static constexpr int kAtOnce = 4;  // copies
-
     // The rows of a thread: in how many it copies its first and its second chunk, where the first row's first chunk
     // lies in a plane of the tensor, in elements, and in one of the tile, in bytes; in how many it computes an octet,
     // that octet's column, where it lies in a plane of the tile, and where its first row begins in one of the tensor.
@@ -182,9 +184,9 @@ class StridedPlanes {
         const auto step = static_cast<unsigned>(from_step_) * static_cast<unsigned>(sizeof(T));
         const int rows = max(rows_of_first, rows_of_second);
 #pragma unroll 1
-        for (int row = 0; row < rows; row += kAtOnce) {
+        for (int row = 0; row < rows; row += AtOnce) {
 #pragma unroll
-            for (int i = 0; i < kAtOnce; ++i, from += step, to += to_step_) {
+            for (int i = 0; i < AtOnce; ++i, from += step, to += to_step_) {
                 const auto* const begin =
                     reinterpret_cast<const unsigned char*>(Staged ? from & ~std::uintptr_t{7} : from);
                 copy_async_if<8>(row + i < rows_of_first, to, begin);

@@ -80,7 +80,8 @@ __global__ void load_matrices(const std::uint16_t* input, const int* row_of, uns
     for (int i = 0; i < Count; ++i) output[threadIdx.x * Count + i] = fragment[i];
 }
 
-template <typename T>
+// By mma.m16n8k16, or with the first halves of a and b by mma.m16n8k8.
+template <typename T, int Depth>
 __global__ void multiply(const unsigned* a, const unsigned* b, float* d) {
     unsigned left[4];
     unsigned right[2];
@@ -88,7 +89,11 @@ __global__ void multiply(const unsigned* a, const unsigned* b, float* d) {
     for (int i = 0; i < 4; ++i) left[i] = a[threadIdx.x * 4 + i];
     for (int i = 0; i < 2; ++i) right[i] = b[threadIdx.x * 2 + i];
     for (int i = 0; i < 4; ++i) sum[i] = d[threadIdx.x * 4 + i];
-    mma_m16n8k16<T>(sum, left, right);
+    if constexpr (Depth == 16) {
+        mma_m16n8k16<T>(sum, left, right);
+    } else {
+        mma_m16n8k8<T>(sum, {left[0], left[1]}, right[0], sum);
+    }
     for (int i = 0; i < 4; ++i) d[threadIdx.x * 4 + i] = sum[i];
 }
 
@@ -283,10 +288,13 @@ ENTRY run_load_matrices(int count, int transposed, const std::uint16_t* input, c
     });
 }
 
-ENTRY run_multiply(int bfloat16, const unsigned* a, const unsigned* b, float* d) {
+ENTRY run_multiply(int bfloat16, int depth, const unsigned* a, const unsigned* b, float* d) {
     return entered([&] {
-        if (bfloat16 != 0) return launch<multiply<__nv_bfloat16>>({1, 32}, a, b, d);
-        return launch<multiply<__half>>({1, 32}, a, b, d);
+        const auto of_depth = [&]<int Depth>() {
+            if (bfloat16 != 0) return launch<multiply<__nv_bfloat16, Depth>>({1, 32}, a, b, d);
+            return launch<multiply<__half, Depth>>({1, 32}, a, b, d);
+        };
+        return depth == 16 ? of_depth.template operator()<16>() : of_depth.template operator()<8>();
     });
 }
 
