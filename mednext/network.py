@@ -154,7 +154,7 @@ class MedNeXt(nn.Module):
         x = self._stage("bottleneck", x)
         deep = [getattr(self, f"out_{LEVELS}")(x)] if self._deep_supervision else []
         for i in reversed(range(LEVELS)):
-            x = skips.pop() + self._block(getattr(self, f"up_{i}"), x)
+            x = self._joined(getattr(self, f"up_{i}"), x, skips.pop())
             x = self._stage(f"dec_block_{i}", x)
             if self._deep_supervision or i == 0:
                 deep.append(getattr(self, f"out_{i}")(x))
@@ -174,10 +174,16 @@ class MedNeXt(nn.Module):
             x = self._block(block, x)
         return x
 
-    def _block(self, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def _joined(self, block: nn.Module, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """A skip connection plus an up block's output, by the block itself unless others look at its output."""
+        if type(block).forward is MedNeXtUpBlock.forward and not block._forward_hooks:
+            return self._block(block, x, skip=skip)
+        return skip + self._block(block, x)
+
+    def _block(self, block: nn.Module, x: torch.Tensor, **others: Any) -> torch.Tensor:
         if self.checkpoint_style == "outside_block" and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+            return checkpoint(block, x, use_reentrant=False, **others)
+        return block(x, **others)
 
     def _check(self, x: torch.Tensor) -> None:
         channels, axes = self.stem.in_channels, len(self.total_stride)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds
 from mednext_ops.formulas import over_samples, pointwise_weight_gradient
@@ -46,7 +45,7 @@ def forward(
         native.bottleneck_hidden_(hidden, bias)
         parts.append(_product(compress, hidden))
     product = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-    return native.bottleneck_output(product, compress_bias, residual, input.shape[2:], [1, 1, 1], [0, 0, 0])
+    return native.bottleneck_output(product, compress_bias, residual, None, input.shape[2:], [1, 1, 1], [0, 0, 0])
 
 
 def backward(
@@ -68,9 +67,10 @@ def backward(
     )
     normalized = native.bottleneck_normalized(input, mean, rstd)
     voxels, pitch = input.shape[2:].numel(), normalized.shape[2]
-    grads = grad_output.flatten(2)
-    if pitch != voxels:
-        grads = F.pad(grads, (0, pitch - voxels))
+    if pitch == voxels and grad_output.is_contiguous():
+        grads = grad_output.flatten(2)
+    else:
+        grads = native.packed_voxels(grad_output, True)
     needs_hidden = needs.input or needs.norm or needs.expand
     tiles = list(_tiles(normalized, expand_weight.shape[0]))
     whole = len(tiles) == 1
@@ -100,7 +100,8 @@ def backward(
         )
         found |= dict(zip(names, made, strict=True))
     if grad is not None:
-        found["grad"] = grad[:, :, :voxels].contiguous().unflatten(2, input.shape[2:])
+        dense = grad if pitch == voxels else native.packed_voxels(grad[:, :, None, None, :voxels], False)
+        found["grad"] = dense.unflatten(2, input.shape[2:])
     if needs.compress:
         found["compress_weight"] = over_samples(output_hidden.total)
         found["compress_bias"] = over_samples(grads.sum(2, dtype=torch.float32))

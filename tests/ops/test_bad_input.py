@@ -98,6 +98,21 @@ def test_block(change, options, words):
         ops.mednext_block(*arguments, grn=(block.gamma, block.beta), **options)
 
 
+@pytest.mark.parametrize(
+    ("form", "skip", "error", "words"),
+    [
+        ("regular", torch.randn(2, 4, 5, 6, 7), ValueError, "skip belongs to the up form, got form 'regular'"),
+        ("up", torch.randn(2, 2, 9, 11, 13), ValueError, r"skip must have shape \[2, 2, 10, 12, 14\]"),
+        ("up", torch.randn(2, 2, 10, 12, 14).double(), TypeError, "skip is torch.float64 but input is torch.float32"),
+        ("up", 1.0, TypeError, "skip must be a torch.Tensor"),
+    ],
+)
+def test_skip(form, skip, error, words):
+    block = Block.random(form, dtype=torch.float32)
+    with pytest.raises(error, match=words):
+        block.ours(form, 2 if form == "up" else 1, 4, skip=skip)
+
+
 def test_grn_must_be_a_pair():
     b = Block.random(dtype=torch.float32)
     arguments = [getattr(b, name) for name in list(Block.__dataclass_fields__)[:9]]
