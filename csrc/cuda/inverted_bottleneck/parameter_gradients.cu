@@ -102,16 +102,60 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     response.by_gamma[to] = normalized * dot;
 }
 
-// Gradients of the parameters, an element a thread, those of all tensors one after another.
+// Sums of the gradient of the normalised tensor: a block owns eight channels of a sample, as many as share a sector of
+// memory, its threads share the hidden ones. All loads of a thread are on their way at once, up to 256 of them.
+constexpr int kColumns = 8;
+constexpr int kRowsAtOnce = kThreads / kColumns;
+constexpr int kRowsOfThread = BackwardPlan::kMostHidden / kRowsAtOnce;
+
+__device__ void norm_sums(const BackwardProblem& p, const BackwardPlan& plan, const float* sums, unsigned block) {
+    MEDNEXT_OPS_SHARED(of_row, double[2][kRowsAtOnce][kColumns]);
+    const std::int64_t channels = p.bottleneck.extents.channels;
+    const std::int64_t hidden = p.bottleneck.extents.hidden;
+    const auto blocks = static_cast<unsigned>(ceil_div(channels, kColumns));
+    const std::int64_t sample = block / blocks;
+    const int column = threadIdx.x % kColumns;
+    const int row = threadIdx.x / kColumns;
+    const std::int64_t c = std::int64_t{block % blocks} * kColumns + column;
+    const float* const of_sample = sums + sample * plan.sums();
+    double sum = 0.0;
+    double dot = 0.0;
+    if (c < channels) {
+        with_elements(p.bottleneck.expand_weight, [&](const auto* weights) {
+#pragma unroll kRowsOfThread
+            for (std::int64_t h = row; h < hidden; h += kRowsAtOnce) {
+                const double weight = to_float(weights[h * channels + c]);
+                sum += weight * of_sample[plan.hidden_sums() + h];
+                dot += weight * of_sample[plan.normalized() + h * plan.channels + c];
+            }
+        });
+    }
+    of_row[0][row][column] = sum;
+    of_row[1][row][column] = dot;
+    for (int distance = kRowsAtOnce / 2; distance > 0; distance /= 2) {
+        __syncthreads();
+        if (row >= distance) continue;
+        of_row[0][row][column] += of_row[0][row + distance][column];
+        of_row[1][row][column] += of_row[1][row + distance][column];
+    }
+    if (row != 0 || c >= channels) return;
+    p.grad_sum[sample * channels + c] = static_cast<float>(of_row[0][0][column]);
+    p.grad_dot_normalized[sample * channels + c] = static_cast<float>(of_row[1][0][column]);
+}
+
+// Blocks of columns, for the sums above; after them gradients of the parameters, an element a thread, those of all
+// tensors one after another.
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     parameter_gradients(const __grid_constant__ BackwardProblem p, const __grid_constant__ BackwardPlan plan,
-                        const float* __restrict__ sums, const __grid_constant__ GlobalResponse response) {
+                        const float* __restrict__ sums, const __grid_constant__ GlobalResponse response,
+                        unsigned blocks_of_columns) {
+    if (blockIdx.x < blocks_of_columns) return norm_sums(p, plan, sums, blockIdx.x);
     const Extents& extents = p.bottleneck.extents;
     const std::int64_t channels = extents.channels;
     const std::int64_t hidden = extents.hidden;
     const std::int64_t outputs = extents.outputs;
     const bool grn = p.bottleneck.grn_gamma.data != nullptr;
-    std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    std::int64_t i = std::int64_t{blockIdx.x - blocks_of_columns} * kThreads + threadIdx.x;
     const auto add_samples = [&](auto&& of_sample) {
         double sum = 0.0;
         for (std::int64_t n = 0; n < extents.batch; ++n) sum += of_sample(sums + n * plan.sums(), n);
@@ -170,31 +214,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     });
 }
 
-// Sums of the gradient of the normalised tensor: a block owns 32 channels of a sample, its warps share the hidden ones.
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    norm_sums(const __grid_constant__ BackwardProblem p, const __grid_constant__ BackwardPlan plan,
-              const float* __restrict__ sums) {
-    const std::int64_t channels = p.bottleneck.extents.channels;
-    const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kWarpSize + threadIdx.x % kWarpSize;
-    const float* const of_sample = sums + blockIdx.y * plan.sums();
-    double sum = 0.0;
-    double dot = 0.0;
-    if (c < channels) {
-        for (std::int64_t h = threadIdx.x / kWarpSize; h < p.bottleneck.extents.hidden; h += kWarps) {
-            const double weight = load_parameter(p.bottleneck.expand_weight, h * channels + c);
-            sum += weight * of_sample[plan.hidden_sums() + h];
-            dot += weight * of_sample[plan.normalized() + h * plan.channels + c];
-        }
-    }
-    MEDNEXT_OPS_SHARED(of_warp, double[kWarps][kWarpSize]);
-    sum = add_warps(of_warp, sum);
-    dot = add_warps(of_warp, dot);
-    if (threadIdx.x < kWarpSize && c < channels) {
-        p.grad_sum[blockIdx.y * channels + c] = static_cast<float>(sum);
-        p.grad_dot_normalized[blockIdx.y * channels + c] = static_cast<float>(dot);
-    }
-}
-
 // Samples are the grid's second dimension.
 constexpr std::int64_t kMaxSamples = 65535;
 
@@ -222,12 +241,12 @@ cudaError_t launch_parameter_gradients(const BackwardProblem& problem, const Bac
                                        const GlobalResponse& response, cudaStream_t stream) {
     const Extents& e = problem.bottleneck.extents;
     if (e.batch > kMaxSamples) return cudaErrorInvalidConfiguration;
+    const std::int64_t columns = problem.wants_hidden ? e.batch * ceil_div(e.channels, kColumns) : 0;
     const std::int64_t elements = e.hidden * (e.channels + e.outputs + 2) + e.outputs;
-    cudaError_t error = launch<parameter_gradients>(
-        {static_cast<unsigned>(ceil_div(elements, kThreads)), kThreads, 0, stream}, problem, plan, sums, response);
-    if (error != cudaSuccess || !problem.wants_hidden || e.batch == 0) return error;
-    const dim3 grid(static_cast<unsigned>(ceil_div(e.channels, kWarpSize)), static_cast<unsigned>(e.batch));
-    return launch<norm_sums>({grid, kThreads, 0, stream}, problem, plan, sums);
+    const std::int64_t blocks = columns + ceil_div(elements, kThreads);
+    if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+    return launch<parameter_gradients>({static_cast<unsigned>(blocks), kThreads, 0, stream}, problem, plan, sums,
+                                       response, static_cast<unsigned>(columns));
 }
 
 }  // namespace mednext_ops::cuda::inverted_bottleneck
