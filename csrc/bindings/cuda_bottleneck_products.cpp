@@ -144,43 +144,70 @@ Tensor bottleneck_normalized(const Tensor& input, const Tensor& mean, const Tens
     return result;
 }
 
-kernels::HiddenProblem hidden_problem(const Tensor& preactivation, const Tensor& bias) {
-    return {cuda_scalar_type(preactivation),
-            preactivation.size(0),
-            preactivation.size(1),
-            preactivation.size(2),
-            floats(bias),
-            preactivation.mutable_data_ptr(),
-            nullptr};
+// The problem of hidden rows, and of the output's gradient beside them where it is given; the first three are checked.
+kernels::HiddenProblem hidden_problem(const char* op, const Tensor& preactivation, const Tensor& bias,
+                                      const MaybeTensor& grad_output) {
+    kernels::HiddenProblem problem{};
+    problem.type = cuda_scalar_type(preactivation);
+    problem.batch = preactivation.size(0);
+    problem.hidden = preactivation.size(1);
+    problem.length = preactivation.size(2);
+    problem.bias = floats(bias);
+    problem.preactivation = preactivation.mutable_data_ptr();
+    if (!grad_output) return problem;
+    require(grad_output->dim() == 3, op, ": grad_output must be [N, O, voxels], got ", shape_of(*grad_output));
+    problem.outputs = grad_output->size(1);
+    problem.output_sample = grad_output->stride(0);
+    problem.output_row = grad_output->stride(1);
+    problem.grad_output = grad_output->const_data_ptr();
+    require_shape(op, "grad_output", *grad_output, {problem.batch, problem.outputs, problem.length});
+    require(grad_output->scalar_type() == preactivation.scalar_type(), op,
+            ": grad_output and preactivation must be of one type");
+    require_same_device(op, "grad_output", *grad_output, preactivation);
+    require((problem.length == 0 || grad_output->stride(2) == 1) &&
+                problem.output_sample % kernels::kAlignedVoxels == 0 &&
+                problem.output_row % kernels::kAlignedVoxels == 0 &&
+                reinterpret_cast<std::uintptr_t>(problem.grad_output) % 16 == 0,
+            op, ": rows of grad_output must be dense and begin at multiples of ", kernels::kAlignedVoxels, " voxels");
+    return problem;
 }
 
-void bottleneck_hidden(const Tensor& preactivation, const Tensor& bias) {
+// The sums of the rows that the problem sums up: of the gradient of h where there is one, and of the output's.
+Tensor launch_hidden(const char* op, const CudaContext& context, const kernels::HiddenProblem& problem,
+                     const Tensor& like) {
+    const std::int64_t rows = kernels::summed_rows(problem);
+    Tensor sums = context.empty(like, {rows}, ScalarType::Float);
+    Tensor workspace = context.empty(like, {kernels::hidden_parts(problem), rows}, ScalarType::Float);
+    require_launched(op, kernels::launch_hidden(problem, floats(workspace), floats(sums), context.stream()));
+    return sums;
+}
+
+// Returns [N * O], the sums of the output's gradient; none without it.
+Tensor bottleneck_hidden(const Tensor& preactivation, const Tensor& bias, const MaybeTensor& grad_output) {
     constexpr const char* op = "bottleneck_hidden_";
     require_rows(op, "preactivation", preactivation);
     require_floats(op, "bias", bias, {preactivation.size(1)}, preactivation);
     const CudaContext context(preactivation);
     const Tensor dense = in_format(bias, false);
-    require_launched(op, kernels::launch_hidden(hidden_problem(preactivation, dense), context.stream()));
+    return launch_hidden(op, context, hidden_problem(op, preactivation, dense, grad_output), preactivation);
 }
 
-Tensor bottleneck_hidden_gradient(const Tensor& preactivation, const Tensor& grad, const Tensor& bias) {
+// Returns [N * R], and behind them the same [N * O].
+Tensor bottleneck_hidden_gradient(const Tensor& preactivation, const Tensor& grad, const Tensor& bias,
+                                  const MaybeTensor& grad_output) {
     constexpr const char* op = "bottleneck_hidden_gradient_";
     require_rows(op, "preactivation", preactivation);
     require_rows(op, "grad", grad);
-    const std::int64_t batch = preactivation.size(0);
     const std::int64_t hidden = preactivation.size(1);
-    require_shape(op, "grad", grad, {batch, hidden, preactivation.size(2)});
+    require_shape(op, "grad", grad, {preactivation.size(0), hidden, preactivation.size(2)});
     require(grad.scalar_type() == preactivation.scalar_type(), op, ": grad and preactivation must be of one type");
     require_same_device(op, "grad", grad, preactivation);
     require_floats(op, "bias", bias, {hidden}, preactivation);
     const CudaContext context(preactivation);
     const Tensor dense = in_format(bias, false);
-    kernels::HiddenProblem problem = hidden_problem(preactivation, dense);
+    kernels::HiddenProblem problem = hidden_problem(op, preactivation, dense, grad_output);
     problem.grad = grad.mutable_data_ptr();
-    Tensor sums = context.empty(preactivation, {batch, hidden}, ScalarType::Float);
-    Tensor workspace = context.empty(preactivation, {kernels::hidden_parts(problem), batch, hidden}, ScalarType::Float);
-    require_launched(op, kernels::launch_hidden_gradient(problem, floats(workspace), floats(sums), context.stream()));
-    return sums;
+    return launch_hidden(op, context, problem, preactivation);
 }
 
 // `product` is [N, O, pitch], of which the first D * H * W of each row are the volume of `size`.

@@ -130,20 +130,25 @@ def test_wide_blocks_have_the_same_bits_in_every_order(emulated, form):
 
 @pytest.mark.parametrize("length", [8, 1024, 1032, 4104])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_hidden_is_gelu_of_the_sum_and_its_gradient_comes_with_sums(native, dtype, length):
+def test_hidden_is_gelu_of_the_sum_and_gradients_come_with_sums(native, dtype, length):
     preactivation, bias = torch.randn(2, 5, length).to(dtype), torch.randn(5)
     grad = torch.randn(2, 5, length).to(dtype)
+    grad_output = torch.randn(2, 3, length + 16).to(dtype)[:, :, 8:-8]  # a tile
     exact = (preactivation.double() + bias.double()[:, None]).requires_grad_()
     exact_hidden = F.gelu(exact)
     (exact_grad,) = torch.autograd.grad(exact_hidden, exact, grad.double())
-    forward = preactivation.clone()
-    native.bottleneck_hidden_(forward, bias)
-    sums = native.bottleneck_hidden_gradient_(preactivation, grad, bias)
+    forward, alone = preactivation.clone(), preactivation.clone()
+    assert native.bottleneck_hidden_(forward, bias, None).numel() == 0
+    output_sums = native.bottleneck_hidden_(alone, bias, grad_output)
+    without = native.bottleneck_hidden_gradient_(preactivation.clone(), grad.clone(), bias, None)
+    sums = native.bottleneck_hidden_gradient_(preactivation, grad, bias, grad_output)
     step = 1.25 * (2**-8 if dtype == torch.bfloat16 else 2**-11)  # a little more than half a unit in the last place
-    assert torch.equal(forward, preactivation)
+    assert torch.equal(forward, preactivation) and torch.equal(alone, preactivation)
+    assert torch.equal(sums, torch.cat([without, output_sums]))
     torch.testing.assert_close(forward.double(), exact_hidden.detach(), rtol=step, atol=1e-5)
     torch.testing.assert_close(grad.double(), exact_grad, rtol=step, atol=1e-4)
-    torch.testing.assert_close(sums.double(), grad.double().sum(2), rtol=1e-6, atol=1e-4)
+    right = torch.cat([grad.double().sum(2).flatten(), grad_output.double().sum(2).flatten()])
+    torch.testing.assert_close(sums.double(), right, rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(4, 4, 8), (3, 5, 7), (7, 7, 7), (1, 1, 1), (2, 5, 150), (2, 3, 31)])
@@ -303,9 +308,13 @@ def test_a_wide_block_takes_few_launches(emulated):
     calls.clear()
     with Calls():
         case.fused_gradients(emulated, grad_output)
-    launches = [c for c in calls if c.startswith("mednext_ops") or c in ("aten::mm", "aten::bmm", "aten::sum")]
-    assert len(launches) == 10
-    assert not {"aten::add", "aten::add_", "aten::copy_", "aten::mul", "aten::zeros"} & set(calls)
+    launches = [c for c in calls if c.startswith("mednext_ops") or c in ("aten::mm", "aten::bmm")]
+    assert len(launches) == 9
+    assert not {"aten::add", "aten::add_", "aten::copy_", "aten::mul", "aten::zeros", "aten::sum"} & set(calls)
+
+
+def gradient(native, preactivation, grad, grad_output=None):
+    return native.bottleneck_hidden_gradient_(preactivation, grad, torch.ones(5), grad_output)
 
 
 def output(native, product, size, *, bias=None, residual=None, skip=None, stride=(1, 1, 1), front=(0, 0, 0)):
@@ -315,12 +324,15 @@ def output(native, product, size, *, bias=None, residual=None, skip=None, stride
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 7), t(5).float()), "multiples of 8 voxels"),
-        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 8).float(), t(5).float()), "must be float16 or bfloat16"),
-        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 8), t(6).float()), r"bias must be \[5\], got \[6\]"),
-        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 16)[:, :, ::2], t(5).float()), "must be contiguous"),
-        (lambda n, t: n.bottleneck_hidden_gradient_(t(2, 5, 8), t(2, 4, 8), t(5).float()), r"grad must be \[2, 5, 8\]"),
-        (lambda n, t: n.bottleneck_hidden_gradient_(t(2, 5, 8), t(2, 5, 8).half(), t(5).float()), "of one type"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 7), t(5).float(), None), "multiples of 8 voxels"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 8).float(), t(5).float(), None), "must be float16 or bfloat16"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 8), t(6).float(), None), r"bias must be \[5\], got \[6\]"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 16)[:, :, ::2], t(5).float(), None), "must be contiguous"),
+        (lambda n, t: gradient(n, t(2, 5, 8), t(2, 4, 8)), r"grad must be \[2, 5, 8\]"),
+        (lambda n, t: gradient(n, t(2, 5, 8), t(2, 5, 8).half()), "of one type"),
+        (lambda n, t: gradient(n, t(2, 5, 8), t(2, 5, 8), t(2, 3, 16)), r"grad_output must be \[2, 3, 8\]"),
+        (lambda n, t: gradient(n, t(2, 5, 8), t(2, 5, 8), t(2, 3, 9)[:, :, 1:]), "begin at multiples of 8 voxels"),
+        (lambda n, t: gradient(n, t(2, 5, 8), t(2, 5, 8), t(2, 3, 8).half()), "must be of one type"),
         (lambda n, t: n.bottleneck_normalized(t(2, 4, 1, 1, 8), t(2, 4), t(2, 4)), "mean must be float32"),
         (lambda n, t: n.bottleneck_normalized(t(2, 4, 1, 1, 8), t(2, 3).float(), t(2, 3).float()), "divisor"),
         (lambda n, t: output(n, t(2, 4, 8), [2, 2, 3]), "are shorter than"),

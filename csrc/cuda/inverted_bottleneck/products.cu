@@ -127,9 +127,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
 
 struct HiddenParameters {
     HiddenProblem problem;
-    float* partial;  // [runs, N * R]
+    std::int64_t sums;  // summed_rows
+    float* partial;     // [runs, sums]
 };
 
+// The rows of the hidden tensor, then those of the output's gradient, of which there is only the sum to make.
 template <typename T, bool Backward>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) activate(const __grid_constant__ HiddenParameters p) {
     const HiddenProblem& problem = p.problem;
@@ -137,10 +139,29 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) activate(const 
     const unsigned run = warp_number() % runs;
     const std::int64_t row = warp_number() / runs;  // n * R + r
     const std::int64_t rows = problem.batch * problem.hidden;
-    if (row >= rows) return;
-    const float bias = problem.bias[row % problem.hidden];
     const std::int64_t first = std::int64_t{run} * kRun + threadIdx.x % kWarpSize * kVector;
     float sum = 0.0f;
+    if (row >= rows) {
+        const auto output = static_cast<unsigned>(row - rows);  // n * O + o
+        const auto outputs = static_cast<unsigned>(problem.outputs);
+        if (output >= problem.batch * outputs) return;
+        const T* const grad_output = static_cast<const T*>(problem.grad_output) +
+                                     output / outputs * problem.output_sample + output % outputs * problem.output_row;
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+            const std::int64_t v = first + step * kStep;
+            if (v >= problem.length) break;
+            float values[kVector];
+            read<T, true>(grad_output + v, kVector, values);
+#pragma unroll
+            for (int i = 0; i < kVector; ++i) sum += values[i];
+        }
+        sum = add_lanes(sum);
+        const std::int64_t place = Backward ? row : output;
+        if (threadIdx.x % kWarpSize == 0) p.partial[run * p.sums + place] = sum;
+        return;
+    }
+    const float bias = problem.bias[row % problem.hidden];
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
         const std::int64_t v = first + step * kStep;
@@ -167,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) activate(const 
     }
     if constexpr (Backward) {
         sum = add_lanes(sum);
-        if (threadIdx.x % kWarpSize == 0) p.partial[run * rows + row] = sum;
+        if (threadIdx.x % kWarpSize == 0) p.partial[run * p.sums + row] = sum;
     }
 }
 
@@ -255,26 +276,24 @@ cudaError_t launch_normalized(const NormalizedProblem& p, cudaStream_t stream) {
     });
 }
 
+std::int64_t summed_rows(const HiddenProblem& p) {
+    return p.batch * ((p.grad != nullptr ? p.hidden : 0) + p.outputs);
+}
+
 std::int64_t hidden_parts(const HiddenProblem& p) {
     return ceil_div(p.length, kRun);
 }
 
-cudaError_t launch_hidden(const HiddenProblem& p, cudaStream_t stream) {
-    return with_half_type(p.type, [&]<typename T>(const T*) {
-        const std::int64_t warps = p.batch * p.hidden * hidden_parts(p);
-        return launch_units<activate<T, false>>(warps, kWarps, HiddenParameters{p, nullptr}, stream);
-    });
-}
-
-cudaError_t launch_hidden_gradient(const HiddenProblem& p, float* workspace, float* sums, cudaStream_t stream) {
+cudaError_t launch_hidden(const HiddenProblem& p, float* workspace, float* sums, cudaStream_t stream) {
     const std::int64_t parts = hidden_parts(p);
-    const std::int64_t rows = p.batch * p.hidden;
+    const HiddenParameters parameters{p, summed_rows(p), parts == 1 ? sums : workspace};
+    const std::int64_t warps = p.batch * (p.hidden + p.outputs) * parts;
     const cudaError_t error = with_half_type(p.type, [&]<typename T>(const T*) {
-        const HiddenParameters parameters{p, parts == 1 ? sums : workspace};
-        return launch_units<activate<T, true>>(rows * parts, kWarps, parameters, stream);
+        return p.grad != nullptr ? launch_units<activate<T, true>>(warps, kWarps, parameters, stream)
+                                 : launch_units<activate<T, false>>(warps, kWarps, parameters, stream);
     });
     if (error != cudaSuccess || parts == 1) return error;
-    return depthwise_conv3d::launch_reduction(workspace, rows, parts, sums, stream);
+    return depthwise_conv3d::launch_reduction(workspace, parameters.sums, parts, sums, stream);
 }
 
 cudaError_t launch_expansion(const ExpansionProblem& p, cudaStream_t stream) {

@@ -45,20 +45,22 @@ struct NormalizedProblem {
 cudaError_t launch_normalized(const NormalizedProblem& problem, cudaStream_t stream);
 
 // preactivation becomes h = gelu(preactivation + bias). With a gradient of h that becomes one of the preactivation, and
-// `sums` [N, R] those of it over its row. Lengths of rows are multiples of kAlignedVoxels.
+// the sums of it over its rows come out, [N, R]; behind them those of the output's gradient, [N, O], where it is given.
+// Lengths of rows are multiples of kAlignedVoxels.
 struct HiddenProblem {
     ScalarType type;
     std::int64_t batch, hidden, length;
-    const float* bias;    // [R]
-    void* preactivation;  // [N, R, length]
-    void* grad;           // the same, or null
+    const float* bias;                                // [R]
+    void* preactivation;                              // [N, R, length]
+    void* grad;                                       // the same, or null
+    std::int64_t outputs, output_sample, output_row;  // O, or zero; how far apart samples and rows are
+    const void* grad_output;                          // [N, O, length], or null
 };
 
-cudaError_t launch_hidden(const HiddenProblem& problem, cudaStream_t stream);
-
-// Partial sums of a row; `workspace` has room for as many rows.
+// How many sums there are, and of how many parts: `workspace` has room for that many times as many.
+std::int64_t summed_rows(const HiddenProblem& problem);
 std::int64_t hidden_parts(const HiddenProblem& problem);
-cudaError_t launch_hidden_gradient(const HiddenProblem& problem, float* workspace, float* sums, cudaStream_t stream);
+cudaError_t launch_hidden(const HiddenProblem& problem, float* workspace, float* sums, cudaStream_t stream);
 
 // output[front + v] = product[v] + bias + residual[v / stride], the last where every axis of v is a multiple of the
 // stride, 1 or 2; zero in the `front` planes of each axis. The skip is added to all of it.
