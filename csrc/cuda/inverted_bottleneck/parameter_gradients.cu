@@ -24,35 +24,31 @@ constexpr int kThreads = kWarps * kWarpSize;
 // Two blocks a multiprocessor leave 128 registers a thread; left to itself ptxas saves registers and spills (on sm_80).
 constexpr int kBlocksPerProcessor = 2;
 
-// Adds a value of each warp, lane by lane and in the order of the warps; the result is in warp 0.
-__device__ inline double add_warps(double (&of_warp)[kWarps][kWarpSize], double value) {
-    const int lane = threadIdx.x % kWarpSize;
-    const int warp = threadIdx.x / kWarpSize;
-    of_warp[warp][lane] = value;
-    __syncthreads();
-    if (warp == 0) {
-        for (int other = 1; other < kWarps; ++other) value += of_warp[other][lane];
-    }
-    __syncthreads();
-    return value;
-}
+// A block owns 32 adjacent sums of a sample, one a lane; its warps, as many as a block can have, share the parts: there
+// are some hundreds of them, and a launch takes as long as one warp's follow each other.
+constexpr int kWarpsOfParts = 32;
 
-// A block owns 32 adjacent sums of a sample, one a lane; its warps share the parts.
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+__global__ void __launch_bounds__(kWarpsOfParts* kWarpSize, 1)
     add_parts(const float* __restrict__ partial, std::int64_t parts, std::int64_t stride, std::int64_t begin,
               std::int64_t count, float* __restrict__ sums) {
-    const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * kWarpSize + threadIdx.x % kWarpSize;
+    const int lane = threadIdx.x % kWarpSize;
+    const int warp = threadIdx.x / kWarpSize;
+    const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * kWarpSize + lane;
     const std::int64_t sample = blockIdx.y;
     double sum = 0.0;
     if (mine < count) {
 #pragma unroll 4
-        for (std::int64_t part = threadIdx.x / kWarpSize; part < parts; part += kWarps) {
+        for (std::int64_t part = warp; part < parts; part += kWarpsOfParts) {
             sum += partial[(sample * parts + part) * stride + begin + mine];
         }
     }
-    MEDNEXT_OPS_SHARED(of_warp, double[kWarps][kWarpSize]);
-    sum = add_warps(of_warp, sum);
-    if (threadIdx.x < kWarpSize && mine < count) sums[sample * stride + begin + mine] = static_cast<float>(sum);
+    MEDNEXT_OPS_SHARED(of_warp, double[kWarpsOfParts][kWarpSize]);
+    of_warp[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0 || mine >= count) return;
+#pragma unroll
+    for (int other = 1; other < kWarpsOfParts; ++other) sum += of_warp[other][lane];
+    sums[sample * stride + begin + mine] = static_cast<float>(sum);
 }
 
 // Sum over the threads of a block, in a tree; the same in every thread.
@@ -226,7 +222,8 @@ cudaError_t launch_add_parts(const BackwardPlan& plan, std::int64_t batch, std::
     if (batch > kMaxSamples) return cudaErrorInvalidConfiguration;
     const dim3 grid(static_cast<unsigned>(ceil_div(count, kWarpSize)), static_cast<unsigned>(batch));
     const std::int64_t parts = std::int64_t{plan.parts} * plan.splits;
-    return launch<add_parts>({grid, kThreads, 0, stream}, partial, parts, plan.sums(), begin, count, sums);
+    return launch<add_parts>({grid, kWarpsOfParts * kWarpSize, 0, stream}, partial, parts, plan.sums(), begin, count,
+                             sums);
 }
 
 cudaError_t launch_global_response(const Bottleneck& bottleneck, const BackwardPlan& plan, bool gradients,

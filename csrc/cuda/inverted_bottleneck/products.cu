@@ -194,13 +194,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) activate(const 
 
 // ---- what follows from the sums ----
 
-constexpr int kSumThreads = 512;
+constexpr int kSumThreads = 1024;  // a launch takes as long as one thread's hidden channels follow each other
 constexpr int kColumns = 8;  // of a block: as many as share a sector of memory, so that many blocks share the sums
 constexpr int kRowsAtOnce = kSumThreads / kColumns;
 
 // A block owns eight channels of a sample, its threads share the hidden ones: blocks of columns. After them an element
 // of the weights' gradients a thread.
-__global__ void __launch_bounds__(kSumThreads, 2)
+__global__ void __launch_bounds__(kSumThreads, 1)
     expansion_gradients(const __grid_constant__ ExpansionProblem p, unsigned blocks_of_columns) {
     MEDNEXT_OPS_SHARED(of_row, double[2][kRowsAtOnce][kColumns]);
     if (blockIdx.x < blocks_of_columns) {
