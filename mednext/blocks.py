@@ -116,7 +116,7 @@ class MedNeXtBlock(nn.Module):
             ops.nn.note_composed(self, reason)
         return reason is None
 
-    def _fused(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+    def _fused(self, x: torch.Tensor, skip: torch.Tensor | None = None, keep_input: bool = False) -> Any:
         planar = x.dim() == 4  # a plane is a volume of depth 1
 
         def volume(tensor: torch.Tensor) -> torch.Tensor:
@@ -144,8 +144,11 @@ class MedNeXtBlock(nn.Module):
             eps=norm.eps,
             recompute=self.recompute,
             skip=None if skip is None else volume(skip),
+            keep_input=keep_input,
         )
-        return out.squeeze(2) if planar else out
+        if not planar:
+            return out
+        return tuple(t.squeeze(2) for t in out) if isinstance(out, tuple) else out.squeeze(2)
 
     def _composed(self, x: torch.Tensor) -> torch.Tensor:
         out = self._branch(x)
@@ -217,6 +220,16 @@ class MedNeXtDownBlock(_ResamplingBlock):
     """
 
     form: ClassVar[str] = "down"
+
+    def forward(self, x: torch.Tensor, dummy_tensor: torch.Tensor | None = None, keep_input: bool = False) -> Any:
+        """The block's output [N, out_channels, ...]; with ``keep_input`` a pair of that and the input.
+
+        What a skip connection takes is that input: its gradient is then added in a pass that there is anyway.
+        """
+        if self._is_fusable(x):
+            return self._fused(x, keep_input=keep_input)
+        out = self._composed(x)
+        return (out, x) if keep_input else out
 
     def _composed(self, x: torch.Tensor) -> torch.Tensor:
         out = self._branch(x)

@@ -167,9 +167,12 @@ def _forward_fake(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: Any, *args: Any) -> list[torch.Tensor]:
-    """Gradients of the input and the twelve parameters, in that order; an empty tensor where none was asked for."""
+    """Gradients of the input and the twelve parameters, in that order; an empty tensor where none was asked for.
+
+    ``grad_kept``, of a down block's input where others keep it, is added to its gradient as that is written.
+    """
     p = _Parameters(*args[:12])
-    form, stride, residual, recompute, needs = args[12:]
+    form, stride, residual, recompute, needs, grad_kept = args[12:]
     needs_of = dict(zip(("input", *_Parameters._fields), needs, strict=True))
     layout = _Layout.of(form, p.conv_weight, stride)
     grad_sparse = None  # of an up block's residual
@@ -211,7 +214,7 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
         )
         if needs_of["conv_bias"]:
             found["conv_bias"] = bias_gradient(gradient, given(inner.grad_sum), mean.shape[1])
-        add = grad_output if residual and form == "regular" else None
+        add = grad_output if residual and form == "regular" else grad_kept
         if residual and form == "up" and needs_of["input"]:
             add = pointwise(given(p.residual_weight).t(), given(grad_sparse))
         if needs_of["input"] or needs_of["conv_weight"]:
@@ -249,7 +252,7 @@ def _as(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _backward_fake(
     grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: Any, *args: Any
 ) -> list[torch.Tensor]:
-    *parameters, _, _, _, _, needs = args
+    *parameters, _, _, _, _, needs, _ = args
     return [
         empty_like_format(like, like.shape) if needed else input.new_empty((0,))
         for needed, like in zip(needs, (input, *parameters), strict=True)
@@ -269,7 +272,7 @@ _op = define_op(
 )
 _gradient_op = define_op(
     f"mednext_block_backward(Tensor grad_output, Tensor input, Tensor convolved, Tensor mean, Tensor rstd, {_TENSORS}, "
-    "str form, int[3] stride, bool residual, bool recompute, bool[13] needs) -> Tensor[]",
+    "str form, int[3] stride, bool residual, bool recompute, bool[13] needs, Tensor? grad_kept) -> Tensor[]",
     _backward_op,
     _backward_fake,
 )
@@ -280,21 +283,44 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     form, stride, residual, _, _, recompute, _ = inputs[13:]
     _, convolved, mean, rstd = output
     ctx.save_for_backward(input, convolved, mean, rstd, *parameters)
-    ctx.mark_non_differentiable(convolved, mean, rstd)
     ctx.set_materialize_grads(False)
     ctx.settings = (form, stride, residual, recompute)
 
 
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    _save(ctx, inputs, output)
+    ctx.mark_non_differentiable(*output[1:])
+
+
 def _backward(ctx: Any, grad_output: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
-    needs = list(ctx.needs_input_grad[:13])
     grad_skip = grad_output if ctx.needs_input_grad[19] else None
+    return *_gradients(ctx, grad_output, None), *(None,) * 6, grad_skip
+
+
+def _gradients(ctx: Any, grad_output: torch.Tensor | None, grad_kept: torch.Tensor | None) -> tuple[Any, ...]:
+    """Of the input and the parameters."""
+    needs = list(ctx.needs_input_grad[:13])
     if grad_output is None or not any(needs):
-        return *(None,) * 19, grad_skip
-    gradients = _gradient_op(grad_output, *ctx.saved_tensors, *ctx.settings, needs)
-    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *(None,) * 6, grad_skip
+        return grad_kept, *(None,) * 12
+    gradients = _gradient_op(grad_output, *ctx.saved_tensors, *ctx.settings, needs, grad_kept)
+    return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
 
 
-differentiate(_op, _backward, _save)
+class _KeepingInput(torch.autograd.Function):
+    """The op, and its input once more: an op of torch.library may not return what it was given."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        output = _op(*inputs)
+        _save(ctx, inputs, output)
+        return output[0], inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
+        return *_gradients(ctx, *grads), *(None,) * 7
+
+
+differentiate(_op, _backward, _setup_context)
 not_twice_differentiable(_gradient_op)
 
 
@@ -319,7 +345,8 @@ def mednext_block(
     eps: float = 1e-5,
     recompute: str | None = None,
     skip: torch.Tensor | None = None,
-) -> torch.Tensor:
+    keep_input: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """A whole MedNeXt block: depthwise convolution, GroupNorm, expand, GELU, (GRN), compress, residual.
 
     The forms, with ``mlp`` for :func:`inverted_bottleneck` of the normalised convolution:
@@ -352,9 +379,11 @@ def mednext_block(
         recompute: None, or "conv" to keep only the input and the statistics.
         skip: None or, in the up form, what a decoder adds to the block's output: [N, O, D', H', W'] in the input's
             dtype (cast, like the input, under autocast). It is not kept for backward.
+        keep_input: in the down form, return the input too, for a skip connection: the gradient that comes back to it is
+            added in the pass that writes the block's own.
 
     Returns:
-        [N, O, D', H', W'] in the input's dtype and memory format.
+        [N, O, D', H', W'] in the input's dtype and memory format; with ``keep_input`` a pair of that and the input.
 
     Raises:
         TypeError: a dtype or argument type that is not listed above.
@@ -382,10 +411,13 @@ def mednext_block(
     groups = check_group_count(num_groups, channels)
     if skip is not None:
         skip = _checked_skip(skip, input, compress.shape[0], _Layout(form, geometry))
-    return _op(
+    if keep_input and form != "down":
+        raise ValueError(f"keep_input belongs to the down form, got form {form!r}; use the block's input itself")
+    arguments = (
         input, conv_weight, conv_bias, norm_weight, norm_bias, expand, expand_bias, compress, compress_bias,
         matrix, matrix_bias, gamma, beta, form, geometry.stride, residual, groups, eps, recompute == "conv", skip,
-    )[0]  # fmt: skip
+    )  # fmt: skip
+    return _KeepingInput.apply(*arguments) if keep_input else _op(*arguments)[0]
 
 
 def _checked_skip(skip: torch.Tensor, input: torch.Tensor, out_channels: int, layout: _Layout) -> torch.Tensor:

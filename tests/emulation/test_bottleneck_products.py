@@ -231,7 +231,7 @@ def test_resampling_blocks_move_volumes_without_copies_of_pytorch(emulated, form
         )
         implementation._backward_op(
             torch.ones_like(output), block.input, convolved, mean, rstd, *parameters, form, (2, 2, 2), True, False,
-            [t is not None for t in (block.input, *parameters)],
+            [t is not None for t in (block.input, *parameters)], block.input if form == "down" else None,
         )  # fmt: skip
     assert found == []
 

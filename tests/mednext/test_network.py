@@ -163,7 +163,10 @@ def test_an_up_block_keeps_its_own_output_where_others_look_at_it_or_make_it(tin
     net.up_0.__class__ = Doubled
     net.up_0._forward_hooks.clear()
     net(x)
-    for found, factor in zip(joined, (1, 1, 2), strict=True):
+    net.up_0.__class__ = MedNeXtUpBlock
+    net.up_0.forward = lambda x: 3 * net.up_0._composed(x)
+    net(x)
+    for found, factor in zip(joined, (1, 1, 2, 3), strict=True):
         torch.testing.assert_close(found, skip + factor * output)
 
 

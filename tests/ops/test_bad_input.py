@@ -80,6 +80,7 @@ def test_norm_parameters_are_named():
         ({}, {"stride": 2}, "stride must be 1 in the regular form"),
         ({}, {"form": "down", "stride": 3, "residual": False}, "stride must be 1 in the regular form and 1 or 2"),
         ({}, {"form": "down"}, "residual_weight must be given for the down form"),
+        ({}, {"keep_input": True}, "keep_input belongs to the down form, got form 'regular'"),
         ({}, {"residual_weight": torch.randn(4, 4)}, "belong to the down and up form"),
         ({"expand_weight": torch.randn(8, 5)}, {}, "expand_weight must have shape"),
         ({"expand_weight": torch.randn(8, 4, 3, 3, 3)}, {}, r"expand_weight must have shape \[out, in\]"),

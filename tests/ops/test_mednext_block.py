@@ -105,6 +105,48 @@ def test_with_a_skip_the_error_is_within_twice_that_of_pytorch(device, dtype):
     assert_within_twice(ours, skip + low.eager("up", (2, 2, 2), 16), exact + skip.double(), "output")
 
 
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2)])
+def test_a_down_block_adds_the_gradient_of_the_input_that_it_keeps(device, stride, residual):
+    block = Block.random("down", residual=residual, device=device)
+    expected = block.eager("down", stride, 4, residual=residual)
+    actual, kept = block.ours("down", stride, 4, residual=residual, keep_input=True)
+    assert torch.equal(kept, block.input) and relative_error(actual, expected) <= 1e-10
+    grads, tensors = [torch.randn_like(expected), torch.randn_like(kept)], list(block.tensors().values())
+    wanted = torch.autograd.grad([expected, block.input * 1], tensors, grads)
+    for name, f, e in zip(
+        block.tensors(), torch.autograd.grad([actual, kept], tensors, grads, retain_graph=True), wanted, strict=True
+    ):
+        if name != "conv_bias":  # zero
+            assert relative_error(f, e) <= 1e-10, name
+    only_kept = torch.autograd.grad(kept, tensors, grads[1], retain_graph=True, allow_unused=True)
+    assert torch.equal(only_kept[0], grads[1]) and not any(t is not None and t.any() for t in only_kept[1:])
+    only_output = torch.autograd.grad(actual, block.input, grads[0])
+    assert (
+        relative_error(
+            only_output[0],
+            torch.autograd.grad(block.eager("down", stride, 4, residual=residual), block.input, grads[0])[0],
+        )
+        <= 1e-10
+    )
+
+
+@pytest.mark.parametrize("frozen", ["input", "parameters", "all"])
+def test_a_down_block_keeps_a_frozen_input_or_has_frozen_parameters(frozen):
+    block = Block.random("down")
+    for name, tensor in block.tensors().items():
+        tensor.requires_grad_(frozen != "all" and (name == "input") == (frozen == "parameters"))
+    actual, kept = block.ours("down", (2, 2, 2), 4, keep_input=True)
+    assert kept.requires_grad == (frozen == "parameters") or frozen == "input"
+    assert actual.requires_grad == (frozen != "all")
+    if frozen != "all":
+        total = actual.sum() + (2 * kept).sum()
+        wanted = [t for t in block.tensors().values() if t.requires_grad]
+        plain = block.ours("down", (2, 2, 2), 4).sum() + (2 * block.input).sum()
+        pairs = zip(torch.autograd.grad(total, wanted), torch.autograd.grad(plain, wanted), strict=True)
+        assert all(relative_error(f, e) <= 1e-10 or not e.any() for f, e in pairs)
+
+
 def test_a_skip_alone_gets_the_outputs_own_gradient():
     block = Block.random("up")
     for tensor in block.tensors().values():
