@@ -233,7 +233,7 @@ class MedNeXt(nn.Module):
 
 
 def _runs_alone(block: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a block's forward is that of its kind, not one put in its place, and no hook waits for what it returns."""
+    """Whether a block's forward is that of its kind, not another's, and no hook waits for what it returns."""
     own_forward = "forward" not in vars(block) and type(block).forward is kind.forward
     return own_forward and not block._forward_hooks
 

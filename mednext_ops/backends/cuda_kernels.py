@@ -254,7 +254,7 @@ class CudaKernels(ABC):
         return self._native.bottleneck_output(output.flatten(2), None, residual, skip, output.shape[2:], stride, front)
 
     def packed_voxels(self, input: torch.Tensor) -> torch.Tensor:
-        """A contiguous copy of a volume [N, C, D, H, W] of any strides: torch's own take three times as long."""
+        """A contiguous copy of a volume [N, C, D, H, W] of any strides; PyTorch's own divide for each element."""
         return self._native.packed_voxels(input, False).unflatten(2, input.shape[2:])
 
     def pointwise_conv3d(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -153,7 +153,7 @@ def test_hidden_is_gelu_of_the_sum_and_gradients_come_with_sums(native, dtype, l
 
 @pytest.mark.parametrize("size", [(4, 4, 8), (3, 5, 7), (7, 7, 7), (1, 1, 1), (2, 5, 150), (2, 3, 31)])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
-@pytest.mark.parametrize("front", [(0, 0, 0), (1, 1, 1), (0, 1, 1), (2, 0, 3)])
+@pytest.mark.parametrize("front", [(0, 0, 0), (1, 1, 1), (0, 1, 1), (2, 0, 3), (1, 0, 17)])
 @pytest.mark.parametrize("added", ["nothing", "residual", "skip", "both"])
 @pytest.mark.parametrize("channels", [3, 4])  # of four all rows together are a multiple of eight
 def test_output_is_the_sum_behind_zeros(native, size, stride, front, added, channels):

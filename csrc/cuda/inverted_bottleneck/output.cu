@@ -56,7 +56,8 @@ __device__ void read_shifted(const T* array, std::int64_t count, std::int64_t at
     uint4 low{};
     uint4 high{};
     if (begin >= 0) low = *reinterpret_cast<const uint4*>(array + begin);
-    if (shift != 0 && begin + kVector < count) high = *reinterpret_cast<const uint4*>(array + begin + kVector);
+    const std::int64_t next = begin + kVector;
+    if (shift != 0 && next >= 0 && next < count) high = *reinterpret_cast<const uint4*>(array + next);
     unsigned words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
     for (int distance = 2; distance > 0; distance /= 2) {  // of whole words
