@@ -103,17 +103,20 @@ class MedNeXtBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, dummy_tensor: torch.Tensor | None = None) -> torch.Tensor:
         """The block's output [N, out_channels, ...]. ``dummy_tensor`` is there for the official call and not used."""
+        return self._fused(x) if self._is_fusable(x) else self._composed(x)
+
+    def _is_fusable(self, x: torch.Tensor) -> bool:
+        """Whether one operator computes the block; if not, the log says why."""
         axes = len(self.conv1.kernel_size)
         if x.dim() != axes + 2:
             layout = "[N, C, D, H, W]" if axes == 3 else "[N, C, H, W]"
             raise ValueError(f"input of a {axes}D {type(self).__name__} must be {layout}, got shape {list(x.shape)}")
         reason = why_not_fusable(self, self.form)
-        if reason is None:
-            return self._fused(x)
-        ops.nn.note_composed(self, reason)
-        return self._composed(x)
+        if reason is not None:
+            ops.nn.note_composed(self, reason)
+        return reason is None
 
-    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+    def _fused(self, x: torch.Tensor, skip: torch.Tensor | None = None, keep_input: bool = False) -> Any:
         planar = x.dim() == 4  # a plane is a volume of depth 1
 
         def volume(tensor: torch.Tensor) -> torch.Tensor:
@@ -140,8 +143,12 @@ class MedNeXtBlock(nn.Module):
             num_groups=norm.num_groups,
             eps=norm.eps,
             recompute=self.recompute,
+            skip=None if skip is None else volume(skip),
+            keep_input=keep_input,
         )
-        return out.squeeze(2) if planar else out
+        if not planar:
+            return out
+        return tuple(t.squeeze(2) for t in out) if isinstance(out, tuple) else out.squeeze(2)
 
     def _composed(self, x: torch.Tensor) -> torch.Tensor:
         out = self._branch(x)
@@ -214,6 +221,16 @@ class MedNeXtDownBlock(_ResamplingBlock):
 
     form: ClassVar[str] = "down"
 
+    def forward(self, x: torch.Tensor, dummy_tensor: torch.Tensor | None = None, keep_input: bool = False) -> Any:
+        """The block's output [N, out_channels, ...]; with ``keep_input`` a pair of that and the input.
+
+        What a skip connection takes is that input: its gradient is then added in a pass that there is anyway.
+        """
+        if self._is_fusable(x):
+            return self._fused(x, keep_input=keep_input)
+        out = self._composed(x)
+        return (out, x) if keep_input else out
+
     def _composed(self, x: torch.Tensor) -> torch.Tensor:
         out = self._branch(x)
         return out + self.res_conv(x) if self.resample_do_res else out
@@ -228,6 +245,15 @@ class MedNeXtUpBlock(_ResamplingBlock):
 
     form: ClassVar[str] = "up"
     pointwise_types: ClassVar[dict[int, Any]] = CONV_TRANSPOSE
+
+    def forward(
+        self, x: torch.Tensor, dummy_tensor: torch.Tensor | None = None, skip: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The block's output [N, out_channels, ...], plus ``skip``, which a decoder adds to it, in the same pass."""
+        if self._is_fusable(x):
+            return self._fused(x, skip)
+        out = self._composed(x)
+        return out if skip is None else skip + out
 
     def _composed(self, x: torch.Tensor) -> torch.Tensor:
         out = self._branch(x)

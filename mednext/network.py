@@ -149,12 +149,12 @@ class MedNeXt(nn.Module):
         skips = []
         for i in range(LEVELS):
             x = self._stage(f"enc_block_{i}", x)
-            skips.append(x)
-            x = self._block(getattr(self, f"down_{i}"), x)
+            x, skip = self._forked(getattr(self, f"down_{i}"), x)
+            skips.append(skip)
         x = self._stage("bottleneck", x)
         deep = [getattr(self, f"out_{LEVELS}")(x)] if self._deep_supervision else []
         for i in reversed(range(LEVELS)):
-            x = skips.pop() + self._block(getattr(self, f"up_{i}"), x)
+            x = self._joined(getattr(self, f"up_{i}"), x, skips.pop())
             x = self._stage(f"dec_block_{i}", x)
             if self._deep_supervision or i == 0:
                 deep.append(getattr(self, f"out_{i}")(x))
@@ -174,10 +174,22 @@ class MedNeXt(nn.Module):
             x = self._block(block, x)
         return x
 
-    def _block(self, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def _forked(self, block: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A down block's output and its input, for the skip connection whose gradient the block adds to its own."""
+        if _runs_alone(block, MedNeXtDownBlock):
+            return self._block(block, x, keep_input=True)
+        return self._block(block, x), x
+
+    def _joined(self, block: nn.Module, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """A skip connection plus an up block's output, by the block itself unless others look at its output."""
+        if _runs_alone(block, MedNeXtUpBlock):
+            return self._block(block, x, skip=skip)
+        return skip + self._block(block, x)
+
+    def _block(self, block: nn.Module, x: torch.Tensor, **others: Any) -> Any:
         if self.checkpoint_style == "outside_block" and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+            return checkpoint(block, x, use_reentrant=False, **others)
+        return block(x, **others)
 
     def _check(self, x: torch.Tensor) -> None:
         channels, axes = self.stem.in_channels, len(self.total_stride)
@@ -218,6 +230,12 @@ class MedNeXt(nn.Module):
 
     def _deep_heads_parameters(self) -> list[nn.Parameter]:
         return [p for level in range(1, LEVELS + 1) for p in self.get_submodule(f"out_{level}").parameters()]
+
+
+def _runs_alone(block: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a block's forward is that of its kind, not another's, and no hook waits for what it returns."""
+    own_forward = "forward" not in vars(block) and type(block).forward is kind.forward
+    return own_forward and not block._forward_hooks
 
 
 class DeepSupervisionSwitch:

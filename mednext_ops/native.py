@@ -96,12 +96,12 @@ SCHEMAS = (
     f"bottleneck_weights(Tensor input, {_BOTTLENECK_WEIGHTS}) "
     "-> (Tensor folded, Tensor bias, Tensor expand, Tensor compress)",
     "bottleneck_normalized(Tensor input, Tensor mean, Tensor rstd) -> Tensor",
-    "bottleneck_hidden_(Tensor(a!) preactivation, Tensor bias) -> ()",
-    "bottleneck_hidden_gradient_(Tensor(a!) preactivation, Tensor(b!) grad, Tensor bias) -> Tensor",
-    "bottleneck_output(Tensor product, Tensor? bias, Tensor? residual, int[3] size, int[3] stride, int[3] front) "
+    "bottleneck_hidden_(Tensor(a!) preactivation, Tensor bias, Tensor? grad_output) -> Tensor",
+    "bottleneck_hidden_gradient_(Tensor(a!) preactivation, Tensor(b!) grad, Tensor bias, Tensor? grad_output) "
     "-> Tensor",
-    "bottleneck_output_gradient(Tensor grad_output, int[3] stride, int[3] front, bool needs_residual) "
-    "-> (Tensor interior, Tensor sparse)",
+    "bottleneck_output(Tensor product, Tensor? bias, Tensor? residual, Tensor? skip, int[3] size, int[3] stride, "
+    "int[3] front) -> Tensor",
+    "packed_voxels(Tensor input, bool aligned) -> Tensor",
     "bottleneck_expansion_gradients(Tensor hidden_sums, Tensor hidden_normalized, Tensor norm_weight, "
     "Tensor norm_bias, Tensor expand_weight) "
     "-> (Tensor grad_sum, Tensor grad_dot_normalized, Tensor grad_weight, Tensor grad_bias)",

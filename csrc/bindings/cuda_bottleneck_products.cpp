@@ -58,6 +58,11 @@ float* floats(Tensor& tensor) {
     return static_cast<float*>(tensor.mutable_data_ptr());
 }
 
+// Where the next row begins.
+std::int64_t aligned_voxels(std::int64_t voxels) {
+    return (voxels + kernels::kAlignedVoxels - 1) / kernels::kAlignedVoxels * kernels::kAlignedVoxels;
+}
+
 // Rows that a kernel changes where they lie.
 void require_rows(const char* op, const char* name, const Tensor& rows) {
     require(rows.dim() == 3, op, ": ", name, " must be [N, R, voxels], got ", shape_of(rows));
@@ -123,8 +128,7 @@ Tensor bottleneck_normalized(const Tensor& input, const Tensor& mean, const Tens
     const Tensor means = in_format(mean, false);
     const Tensor rstds = in_format(rstd, false);
     const std::int64_t voxels = input.size(2) * input.size(3) * input.size(4);
-    const std::int64_t pitch =
-        (voxels + kernels::kAlignedVoxels - 1) / kernels::kAlignedVoxels * kernels::kAlignedVoxels;
+    const std::int64_t pitch = aligned_voxels(voxels);
     Tensor result = context.empty(input, {input.size(0), input.size(1), pitch}, input.scalar_type());
     const kernels::NormalizedProblem problem{cuda_scalar_type(input),
                                              input.size(0),
@@ -140,54 +144,82 @@ Tensor bottleneck_normalized(const Tensor& input, const Tensor& mean, const Tens
     return result;
 }
 
-kernels::HiddenProblem hidden_problem(const Tensor& preactivation, const Tensor& bias) {
-    return {cuda_scalar_type(preactivation),
-            preactivation.size(0),
-            preactivation.size(1),
-            preactivation.size(2),
-            floats(bias),
-            preactivation.mutable_data_ptr(),
-            nullptr};
+// The problem of hidden rows, and of the output's gradient beside them where it is given; the first three are checked.
+kernels::HiddenProblem hidden_problem(const char* op, const Tensor& preactivation, const Tensor& bias,
+                                      const MaybeTensor& grad_output) {
+    kernels::HiddenProblem problem{};
+    problem.type = cuda_scalar_type(preactivation);
+    problem.batch = preactivation.size(0);
+    problem.hidden = preactivation.size(1);
+    problem.length = preactivation.size(2);
+    problem.bias = floats(bias);
+    problem.preactivation = preactivation.mutable_data_ptr();
+    if (!grad_output) return problem;
+    require(grad_output->dim() == 3, op, ": grad_output must be [N, O, voxels], got ", shape_of(*grad_output));
+    problem.outputs = grad_output->size(1);
+    problem.output_sample = grad_output->stride(0);
+    problem.output_row = grad_output->stride(1);
+    problem.grad_output = grad_output->const_data_ptr();
+    require_shape(op, "grad_output", *grad_output, {problem.batch, problem.outputs, problem.length});
+    require(grad_output->scalar_type() == preactivation.scalar_type(), op,
+            ": grad_output and preactivation must be of one type");
+    require_same_device(op, "grad_output", *grad_output, preactivation);
+    require((problem.length == 0 || grad_output->stride(2) == 1) &&
+                problem.output_sample % kernels::kAlignedVoxels == 0 &&
+                problem.output_row % kernels::kAlignedVoxels == 0 &&
+                reinterpret_cast<std::uintptr_t>(problem.grad_output) % 16 == 0,
+            op, ": rows of grad_output must be dense and begin at multiples of ", kernels::kAlignedVoxels, " voxels");
+    return problem;
 }
 
-void bottleneck_hidden(const Tensor& preactivation, const Tensor& bias) {
+// The sums of the rows that the problem sums up: of the gradient of h where there is one, and of the output's.
+Tensor launch_hidden(const char* op, const CudaContext& context, const kernels::HiddenProblem& problem,
+                     const Tensor& like) {
+    const std::int64_t rows = kernels::summed_rows(problem);
+    Tensor sums = context.empty(like, {rows}, ScalarType::Float);
+    Tensor workspace = context.empty(like, {kernels::hidden_parts(problem), rows}, ScalarType::Float);
+    require_launched(op, kernels::launch_hidden(problem, floats(workspace), floats(sums), context.stream()));
+    return sums;
+}
+
+// Returns [N * O], the sums of the output's gradient; none without it.
+Tensor bottleneck_hidden(const Tensor& preactivation, const Tensor& bias, const MaybeTensor& grad_output) {
     constexpr const char* op = "bottleneck_hidden_";
     require_rows(op, "preactivation", preactivation);
     require_floats(op, "bias", bias, {preactivation.size(1)}, preactivation);
     const CudaContext context(preactivation);
     const Tensor dense = in_format(bias, false);
-    require_launched(op, kernels::launch_hidden(hidden_problem(preactivation, dense), context.stream()));
+    return launch_hidden(op, context, hidden_problem(op, preactivation, dense, grad_output), preactivation);
 }
 
-Tensor bottleneck_hidden_gradient(const Tensor& preactivation, const Tensor& grad, const Tensor& bias) {
+// Returns [N * R], and behind them the same [N * O].
+Tensor bottleneck_hidden_gradient(const Tensor& preactivation, const Tensor& grad, const Tensor& bias,
+                                  const MaybeTensor& grad_output) {
     constexpr const char* op = "bottleneck_hidden_gradient_";
     require_rows(op, "preactivation", preactivation);
     require_rows(op, "grad", grad);
-    const std::int64_t batch = preactivation.size(0);
     const std::int64_t hidden = preactivation.size(1);
-    require_shape(op, "grad", grad, {batch, hidden, preactivation.size(2)});
+    require_shape(op, "grad", grad, {preactivation.size(0), hidden, preactivation.size(2)});
     require(grad.scalar_type() == preactivation.scalar_type(), op, ": grad and preactivation must be of one type");
     require_same_device(op, "grad", grad, preactivation);
     require_floats(op, "bias", bias, {hidden}, preactivation);
     const CudaContext context(preactivation);
     const Tensor dense = in_format(bias, false);
-    kernels::HiddenProblem problem = hidden_problem(preactivation, dense);
+    kernels::HiddenProblem problem = hidden_problem(op, preactivation, dense, grad_output);
     problem.grad = grad.mutable_data_ptr();
-    Tensor sums = context.empty(preactivation, {batch, hidden}, ScalarType::Float);
-    Tensor workspace = context.empty(preactivation, {kernels::hidden_parts(problem), batch, hidden}, ScalarType::Float);
-    require_launched(op, kernels::launch_hidden_gradient(problem, floats(workspace), floats(sums), context.stream()));
-    return sums;
+    return launch_hidden(op, context, problem, preactivation);
 }
 
 // `product` is [N, O, pitch], of which the first D * H * W of each row are the volume of `size`.
 Tensor bottleneck_output(const Tensor& product, const MaybeTensor& bias, const MaybeTensor& residual,
-                         const std::vector<std::int64_t>& size, const std::vector<std::int64_t>& stride,
-                         const std::vector<std::int64_t>& front) {
+                         const MaybeTensor& skip, const std::vector<std::int64_t>& size,
+                         const std::vector<std::int64_t>& stride, const std::vector<std::int64_t>& front) {
     constexpr const char* op = "bottleneck_output";
     require(product.dim() == 3, op, ": product must be [N, O, voxels], got ", shape_of(product));
     require_half(op, "product", product);
     const Sizes sizes = require_three(op, "size", size, 0);
     const Sizes strides = require_three(op, "stride", stride, 1);
+    for (const std::int64_t step : strides) require(step <= 2, op, ": stride must be 1 or 2, got ", text_of(strides));
     const Sizes planes = require_three(op, "front", front, 0);
     require(sizes[0] * sizes[1] * sizes[2] <= product.size(2), op, ": the rows of product, ", shape_of(product),
             ", are shorter than ", text_of(sizes));
@@ -200,17 +232,22 @@ Tensor bottleneck_output(const Tensor& product, const MaybeTensor& bias, const M
         whole[i] = sizes[i] + planes[i];
     }
     if (bias) require_parameter(op, "bias", *bias, {channels}, product);
-    if (residual) {
-        require_shape(op, "residual", *residual, {batch, channels, sparse[0], sparse[1], sparse[2]});
-        require(residual->scalar_type() == product.scalar_type(), op, ": residual must be ",
+    const auto require_added = [&](const char* name, const MaybeTensor& added, const Sizes& extents) {
+        if (!added) return;
+        require_shape(op, name, *added, {batch, channels, extents[0], extents[1], extents[2]});
+        require(added->scalar_type() == product.scalar_type(), op, ": ", name, " must be ",
                 torch::headeronly::toString(product.scalar_type()), " as product, got ",
-                torch::headeronly::toString(residual->scalar_type()));
-        require_same_device(op, "residual", *residual, product);
-    }
+                torch::headeronly::toString(added->scalar_type()));
+        require_same_device(op, name, *added, product);
+    };
+    require_added("residual", residual, sparse);
+    require_added("skip", skip, whole);
     const CudaContext context(product);
     const Tensor dense = in_format(product, false);
     const MaybeTensor dense_bias = in_format(bias, false);
-    const MaybeTensor added = in_format(residual, false);
+    const MaybeTensor dense_residual = in_format(residual, false);
+    const MaybeTensor dense_skip = in_format(skip, false);
+    const auto address = [](const MaybeTensor& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; };
     Tensor output = context.empty(product, {batch, channels, whole[0], whole[1], whole[2]}, product.scalar_type());
     const kernels::OutputProblem problem{cuda_scalar_type(product),
                                          batch,
@@ -221,50 +258,28 @@ Tensor bottleneck_output(const Tensor& product, const MaybeTensor& bias, const M
                                          planes,
                                          dense.const_data_ptr(),
                                          parameter(dense_bias),
-                                         added ? added->const_data_ptr() : nullptr,
+                                         address(dense_residual),
+                                         address(dense_skip),
                                          output.mutable_data_ptr()};
     require_launched(op, kernels::launch_output(problem, context.stream()));
     return output;
 }
 
-// What is not asked for, the residual's, is empty.
-std::tuple<Tensor, Tensor> bottleneck_output_gradient(const Tensor& grad_output,
-                                                      const std::vector<std::int64_t>& stride,
-                                                      const std::vector<std::int64_t>& front, bool needs_residual) {
-    constexpr const char* op = "bottleneck_output_gradient";
-    require_volume(op, "grad_output", grad_output);
-    require_half(op, "grad_output", grad_output);
-    const Sizes strides = require_three(op, "stride", stride, 1);
-    const Sizes planes = require_three(op, "front", front, 0);
-    const Sizes whole = volume_size(grad_output);
-    Sizes sizes{};
-    Sizes sparse_sizes{};
-    for (int i = 0; i < 3; ++i) {
-        require(planes[i] <= whole[i], op, ": ", text_of(planes), " planes in front of grad_output, ",
-                shape_of(grad_output), ", are more than there are");
-        sizes[i] = whole[i] - planes[i];
-        sparse_sizes[i] = (sizes[i] + strides[i] - 1) / strides[i];
-    }
-    const std::int64_t batch = grad_output.size(0);
-    const std::int64_t channels = grad_output.size(1);
-    const CudaContext context(grad_output);
-    const Tensor dense = in_format(grad_output, false);
-    const ScalarType type = grad_output.scalar_type();
-    Tensor interior = context.empty(grad_output, {batch, channels, sizes[0], sizes[1], sizes[2]}, type);
-    Tensor sparse =
-        needs_residual
-            ? context.empty(grad_output, {batch, channels, sparse_sizes[0], sparse_sizes[1], sparse_sizes[2]}, type)
-            : context.empty(grad_output, {0}, type);
-    const kernels::OutputGradientProblem problem{cuda_scalar_type(grad_output),
-                                                 batch * channels,
-                                                 sizes,
-                                                 strides,
-                                                 planes,
-                                                 dense.const_data_ptr(),
-                                                 interior.mutable_data_ptr(),
-                                                 needs_residual ? sparse.mutable_data_ptr() : nullptr};
-    require_launched(op, kernels::launch_output_gradient(problem, context.stream()));
-    return {interior, sparse};
+// [N, C, V], or to the next multiple of kAlignedVoxels, of a volume [N, C, D, H, W] of any strides.
+Tensor packed_voxels(const Tensor& input, bool aligned) {
+    constexpr const char* op = "packed_voxels";
+    require_volume(op, "input", input);
+    require_half(op, "input", input);
+    const CudaContext context(input);
+    const Sizes size = volume_size(input);
+    const std::int64_t voxels = size[0] * size[1] * size[2];
+    const std::int64_t pitch = aligned ? aligned_voxels(voxels) : voxels;
+    Tensor result = context.empty(input, {input.size(0), input.size(1), pitch}, input.scalar_type());
+    kernels::PackedProblem problem{
+        input.size(0), input.size(1), pitch, size, {}, input.const_data_ptr(), result.mutable_data_ptr()};
+    for (int axis = 0; axis < 5; ++axis) problem.stride[axis] = input.stride(axis);
+    require_launched(op, kernels::launch_packed(problem, context.stream()));
+    return result;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bottleneck_expansion_gradients(const Tensor& hidden_sums,
@@ -359,7 +374,7 @@ MEDNEXT_OPS_CUDA_LIBRARY(library) {
     library.impl("bottleneck_hidden_", TORCH_BOX(&bindings::bottleneck_hidden));
     library.impl("bottleneck_hidden_gradient_", TORCH_BOX(&bindings::bottleneck_hidden_gradient));
     library.impl("bottleneck_output", TORCH_BOX(&bindings::bottleneck_output));
-    library.impl("bottleneck_output_gradient", TORCH_BOX(&bindings::bottleneck_output_gradient));
+    library.impl("packed_voxels", TORCH_BOX(&bindings::packed_voxels));
     library.impl("bottleneck_expansion_gradients", TORCH_BOX(&bindings::bottleneck_expansion_gradients));
     library.impl("group_norm_input_gradient", TORCH_BOX(&bindings::group_norm_input_gradient));
 }

@@ -12,7 +12,6 @@ from mednext_ops.backends.cuda_kernels import CudaKernels
 __all__ = [
     "NAME",
     "bottleneck_output",
-    "bottleneck_output_gradient",
     "depthwise_conv3d",
     "depthwise_conv3d_backward",
     "depthwise_conv3d_statistics",
@@ -22,6 +21,7 @@ __all__ = [
     "group_norm_statistics",
     "inverted_bottleneck",
     "inverted_bottleneck_backward",
+    "packed_voxels",
     "pointwise_conv3d",
     "pointwise_conv3d_backward",
     "supports",
@@ -70,6 +70,6 @@ depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward
 inverted_bottleneck = _kernels.inverted_bottleneck
 inverted_bottleneck_backward = _kernels.inverted_bottleneck_backward
 bottleneck_output = _kernels.bottleneck_output
-bottleneck_output_gradient = _kernels.bottleneck_output_gradient
+packed_voxels = _kernels.packed_voxels
 pointwise_conv3d = _kernels.pointwise_conv3d
 pointwise_conv3d_backward = _kernels.pointwise_conv3d_backward

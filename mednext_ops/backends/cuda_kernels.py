@@ -27,7 +27,6 @@ __all__ = ["CudaKernels"]
 _OPS = frozenset(
     {
         "bottleneck_output",
-        "bottleneck_output_gradient",
         "depthwise_conv3d",
         "depthwise_conv3d_backward",
         "depthwise_conv3d_statistics",
@@ -37,6 +36,7 @@ _OPS = frozenset(
         "group_norm_statistics",
         "inverted_bottleneck",
         "inverted_bottleneck_backward",
+        "packed_voxels",
         "pointwise_conv3d",
         "pointwise_conv3d_backward",
     }
@@ -73,8 +73,9 @@ class CudaKernels(ABC):
             return f"it has no kernel for {problem.dtype}"
         if len(problem.shape) != 5:
             return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
-        if problem.op.startswith("bottleneck_output") and (problem.dtype == torch.float32 or problem.channels_last):
-            return "it completes outputs of 16 bits, contiguous ones"
+        passes = ("bottleneck_output", "packed_voxels")
+        if problem.op in passes and (problem.dtype == torch.float32 or problem.channels_last):
+            return "it completes and packs volumes of 16 bits, contiguous ones"
         if problem.op.startswith("inverted_bottleneck"):
             return self._declined_bottleneck(problem)
         if problem.op.startswith("pointwise_conv3d"):
@@ -221,11 +222,14 @@ class CudaKernels(ABC):
     ) -> InvertedBottleneckGradients:
         """The gradients that ``needs`` names, from the forward's inputs alone; those of parameters in float32."""
         channels = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
-        if not self._is_fused(channels, _is_channels_last(input), grn is not None, True):
+        channels_last = _is_channels_last(input)
+        if not self._is_fused(channels, channels_last, grn is not None, True):
             return cuda_products.backward(
                 self._native, grad_output, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias,
                 compress_weight, needs,
             )  # fmt: skip
+        if not (channels_last or grad_output.is_contiguous()):
+            grad_output = self.packed_voxels(grad_output)
         found = self._native.inverted_bottleneck_backward(
             grad_output, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
             *(grn or (None, None)), *needs,
@@ -239,21 +243,19 @@ class CudaKernels(ABC):
         self,
         output: torch.Tensor,
         residual: torch.Tensor | None,
+        skip: torch.Tensor | None,
         stride: tuple[int, int, int],
         front: tuple[int, int, int],
     ) -> torch.Tensor:
-        """``output`` [N, O, D, H, W], plus ``residual`` at every stride-th voxel, behind ``front`` planes of zeros."""
-        return self._native.bottleneck_output(output.flatten(2), None, residual, output.shape[2:], stride, front)
+        """``output`` [N, O, D, H, W], plus ``residual`` at every stride-th voxel, behind ``front`` planes of zeros.
 
-    def bottleneck_output_gradient(
-        self,
-        grad_output: torch.Tensor,
-        stride: tuple[int, int, int],
-        front: tuple[int, int, int],
-        needs_residual: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradients of what :meth:`bottleneck_output` puts together; the residual's is empty if not asked for."""
-        return self._native.bottleneck_output_gradient(grad_output, stride, front, needs_residual)
+        ``skip`` is added to all of it.
+        """
+        return self._native.bottleneck_output(output.flatten(2), None, residual, skip, output.shape[2:], stride, front)
+
+    def packed_voxels(self, input: torch.Tensor) -> torch.Tensor:
+        """A contiguous copy of a volume [N, C, D, H, W] of any strides; PyTorch's own divide for each element."""
+        return self._native.packed_voxels(input, False).unflatten(2, input.shape[2:])
 
     def pointwise_conv3d(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """input [N, C, D, H, W], weight [O, C], bias [O] -> [N, O, D, H, W] in the input's dtype."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds
 from mednext_ops.formulas import over_samples, pointwise_weight_gradient
@@ -43,10 +42,10 @@ def forward(
     parts = []
     for tile in _tiles(normalized, expand_weight.shape[0]):
         hidden = _product(folded, normalized[:, :, tile])
-        native.bottleneck_hidden_(hidden, bias)
+        native.bottleneck_hidden_(hidden, bias, None)
         parts.append(_product(compress, hidden))
     product = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-    return native.bottleneck_output(product, compress_bias, residual, input.shape[2:], [1, 1, 1], [0, 0, 0])
+    return native.bottleneck_output(product, compress_bias, residual, None, input.shape[2:], [1, 1, 1], [0, 0, 0])
 
 
 def backward(
@@ -68,19 +67,21 @@ def backward(
     )
     normalized = native.bottleneck_normalized(input, mean, rstd)
     voxels, pitch = input.shape[2:].numel(), normalized.shape[2]
-    grads = grad_output.flatten(2)
-    if pitch != voxels:
-        grads = F.pad(grads, (0, pitch - voxels))
+    if pitch == voxels and grad_output.is_contiguous() and grad_output.data_ptr() % 16 == 0:
+        grads = grad_output.flatten(2)
+    else:
+        grads = native.packed_voxels(grad_output, True)
     needs_hidden = needs.input or needs.norm or needs.expand
     tiles = list(_tiles(normalized, expand_weight.shape[0]))
     whole = len(tiles) == 1
     grad = torch.empty_like(normalized) if needs.input and not whole else None
-    hidden_sums, hidden_normalized, output_hidden = _Sum(), _Sum(), _Sum()
+    sums, hidden_normalized, output_hidden = _Sum(), _Sum(), _Sum()
     for tile in tiles if needs_hidden or needs.compress else ():
         hidden = _product(folded, normalized[:, :, tile])
+        summed = grads[:, :, tile] if needs.compress else None
         if needs_hidden:
             grad_hidden = _product(compress.t(), grads[:, :, tile])
-            hidden_sums.add(native.bottleneck_hidden_gradient_(hidden, grad_hidden, bias))
+            sums.add(native.bottleneck_hidden_gradient_(hidden, grad_hidden, bias, summed))
             hidden_normalized.add(pointwise_weight_gradient(grad_hidden, normalized[:, :, tile]))
             if needs.input:
                 part = _product(expand.t(), grad_hidden)
@@ -89,21 +90,25 @@ def backward(
                 else:
                     grad[:, :, tile] = part
         else:
-            native.bottleneck_hidden_(hidden, bias)
+            sums.add(native.bottleneck_hidden_(hidden, bias, summed))
         if needs.compress:
             output_hidden.add(pointwise_weight_gradient(grads[:, :, tile], hidden))
     found: dict[str, torch.Tensor | None] = {}
+    batch = input.shape[0]
+    hidden_rows = batch * expand_weight.shape[0] if needs_hidden else 0  # those of the output lie behind them
     if needs_hidden:
         names = ("grad_sum", "grad_dot_normalized", "expand_weight", "expand_bias")
+        hidden_sums = sums.total[:hidden_rows].view(batch, expand_weight.shape[0])
         made = native.bottleneck_expansion_gradients(
-            hidden_sums.total, hidden_normalized.total, norm_weight, norm_bias, expand_weight
+            hidden_sums, hidden_normalized.total, norm_weight, norm_bias, expand_weight
         )
         found |= dict(zip(names, made, strict=True))
     if grad is not None:
-        found["grad"] = grad[:, :, :voxels].contiguous().unflatten(2, input.shape[2:])
+        dense = grad if pitch == voxels else native.packed_voxels(grad[:, :, None, None, :voxels], False)
+        found["grad"] = dense.unflatten(2, input.shape[2:])
     if needs.compress:
         found["compress_weight"] = over_samples(output_hidden.total)
-        found["compress_bias"] = over_samples(grads.sum(2, dtype=torch.float32))
+        found["compress_bias"] = over_samples(sums.total[hidden_rows:].view(batch, grads.shape[1]))
     return InvertedBottleneckGradients(**found)
 
 

@@ -103,7 +103,7 @@ class _Layout(NamedTuple):
 
 def _forward(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     p = _Parameters(*args[:12])
-    form, stride, residual, num_groups, eps, recompute = args[12:]
+    form, stride, residual, num_groups, eps, recompute, skip = args[12:]
     layout = _Layout.of(form, p.conv_weight, stride)
     convolved, mean, rstd = convolve_with_statistics(
         input, p.conv_weight, p.conv_bias, layout.geometry, num_groups, eps
@@ -112,7 +112,7 @@ def _forward(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.
     if residual and form == "regular":
         added = input
     elif residual and form == "down":
-        added = pointwise(given(p.residual_weight), layout.strided(input))
+        added = pointwise(given(p.residual_weight), _packed(layout.strided(input)))
     # The residual's bias reaches every voxel, as the compression's does.
     bias = p.compress_bias
     if p.residual_bias is not None:
@@ -122,27 +122,38 @@ def _forward(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.
         p.grn, added,
     )  # fmt: skip
     if form == "up":
-        output = _completed(output, pointwise(given(p.residual_weight), input) if residual else None, layout)
+        sparse = pointwise(given(p.residual_weight), input) if residual else None
+        output = _completed(output, sparse, skip, layout)
     return output, input.new_empty((0,)) if recompute else convolved, mean, rstd
 
 
-def _completed(output: torch.Tensor, residual: torch.Tensor | None, layout: _Layout) -> torch.Tensor:
-    """An up block's output with its residual, which is on every stride-th voxel, and the zero planes."""
+def _completed(
+    output: torch.Tensor, residual: torch.Tensor | None, skip: torch.Tensor | None, layout: _Layout
+) -> torch.Tensor:
+    """An up block's output with its residual, which is on every stride-th voxel, the zero planes, and the skip."""
     front, memory_format = layout.front(), memory_format_of(output)
     fused = backends.choose_fused(problem_of("bottleneck_output", output))
     if fused is not None:
-        return fused.bottleneck_output(output, residual, layout.geometry.stride, front)
+        return fused.bottleneck_output(output, residual, skip, layout.geometry.stride, front)
     if residual is not None:
         layout.strided(output).add_(residual)
-    if not any(front):
-        return output
-    d, h, w = front
-    return F.pad(output, (w, 0, h, 0, d, 0)).contiguous(memory_format=memory_format)
+    if any(front):
+        d, h, w = front
+        output = F.pad(output, (w, 0, h, 0, d, 0)).contiguous(memory_format=memory_format)
+    return output if skip is None else output.add_(skip)
+
+
+def _packed(view: torch.Tensor) -> torch.Tensor:
+    """A dense copy of some of a volume's voxels, where a backend makes it faster than PyTorch would; else the view."""
+    if view.is_contiguous():
+        return view
+    packing = backends.choose_fused(problem_of("packed_voxels", view))
+    return view if packing is None else packing.packed_voxels(view)
 
 
 def _forward_fake(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     p = _Parameters(*args[:12])
-    form, stride, _, num_groups, _, recompute = args[12:]
+    form, stride, _, num_groups, _, recompute, _ = args[12:]
     layout = _Layout.of(form, p.conv_weight, stride)
     batch, channels = input.shape[:2]
     convolved = (batch, channels, *layout.geometry.output_size(input.shape[2:]))
@@ -156,9 +167,12 @@ def _forward_fake(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: Any, *args: Any) -> list[torch.Tensor]:
-    """Gradients of the input and the twelve parameters, in that order; an empty tensor where none was asked for."""
+    """Gradients of the input and the twelve parameters, in that order; an empty tensor where none was asked for.
+
+    ``grad_kept``, of a down block's input where others keep it, is added to its gradient as that is written.
+    """
     p = _Parameters(*args[:12])
-    form, stride, residual, recompute, needs = args[12:]
+    form, stride, residual, recompute, needs, grad_kept = args[12:]
     needs_of = dict(zip(("input", *_Parameters._fields), needs, strict=True))
     layout = _Layout.of(form, p.conv_weight, stride)
     grad_sparse = None  # of an up block's residual
@@ -200,7 +214,7 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
         )
         if needs_of["conv_bias"]:
             found["conv_bias"] = bias_gradient(gradient, given(inner.grad_sum), mean.shape[1])
-        add = grad_output if residual and form == "regular" else None
+        add = grad_output if residual and form == "regular" else grad_kept
         if residual and form == "up" and needs_of["input"]:
             add = pointwise(given(p.residual_weight).t(), given(grad_sparse))
         if needs_of["input"] or needs_of["conv_weight"]:
@@ -210,7 +224,7 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
         if residual and form == "down" and needs_of["input"]:
             layout.strided(given(found["input"])).add_(pointwise(given(p.residual_weight).t(), grad_output))
     if needs_of["residual_weight"]:
-        pair = (given(grad_sparse), input) if form == "up" else (grad_output, layout.strided(input))
+        pair = (given(grad_sparse), input) if form == "up" else (grad_output, _packed(layout.strided(input)))
         found["residual_weight"] = over_samples(pointwise_weight_gradient(*pair))
     return [
         _as(given(found[name]), like) if needed else input.new_empty((0,))
@@ -221,15 +235,14 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
 def _taken_apart(
     grad_output: torch.Tensor, residual: bool, layout: _Layout
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What :func:`_completed` put together: the gradients of the output before it, and of its residual."""
-    fused = backends.choose_fused(problem_of("bottleneck_output_gradient", grad_output))
-    if fused is not None:
-        interior, sparse = fused.bottleneck_output_gradient(
-            grad_output, layout.geometry.stride, layout.front(), residual
-        )
-        return interior, sparse if residual else None
-    interior = layout.interior(grad_output).contiguous(memory_format=memory_format_of(grad_output))
-    return interior, layout.strided(interior) if residual else None
+    """What :func:`_completed` put together: the gradients of the output before it, and of its residual.
+
+    The first is a view where kernels pack it as they need it.
+    """
+    interior = layout.interior(grad_output)
+    if backends.choose_fused(problem_of("packed_voxels", grad_output)) is None:
+        interior = interior.contiguous(memory_format=memory_format_of(grad_output))
+    return interior, _packed(layout.strided(interior)) if residual else None
 
 
 def _as(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -239,7 +252,7 @@ def _as(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _backward_fake(
     grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: Any, *args: Any
 ) -> list[torch.Tensor]:
-    *parameters, _, _, _, _, needs = args
+    *parameters, _, _, _, _, needs, _ = args
     return [
         empty_like_format(like, like.shape) if needed else input.new_empty((0,))
         for needed, like in zip(needs, (input, *parameters), strict=True)
@@ -253,13 +266,13 @@ _TENSORS = (
 )
 _op = define_op(
     f"mednext_block(Tensor input, {_TENSORS}, str form, int[3] stride, bool residual, int num_groups, float eps, "
-    "bool recompute) -> (Tensor output, Tensor convolved, Tensor mean, Tensor rstd)",
+    "bool recompute, Tensor? skip) -> (Tensor output, Tensor convolved, Tensor mean, Tensor rstd)",
     _forward,
     _forward_fake,
 )
 _gradient_op = define_op(
     f"mednext_block_backward(Tensor grad_output, Tensor input, Tensor convolved, Tensor mean, Tensor rstd, {_TENSORS}, "
-    "str form, int[3] stride, bool residual, bool recompute, bool[13] needs) -> Tensor[]",
+    "str form, int[3] stride, bool residual, bool recompute, bool[13] needs, Tensor? grad_kept) -> Tensor[]",
     _backward_op,
     _backward_fake,
 )
@@ -267,23 +280,47 @@ _gradient_op = define_op(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     input, *parameters = inputs[:13]
-    form, stride, residual, _, _, recompute = inputs[13:]
+    form, stride, residual, _, _, recompute, _ = inputs[13:]
     _, convolved, mean, rstd = output
     ctx.save_for_backward(input, convolved, mean, rstd, *parameters)
-    ctx.mark_non_differentiable(convolved, mean, rstd)
     ctx.set_materialize_grads(False)
     ctx.settings = (form, stride, residual, recompute)
 
 
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    _save(ctx, inputs, output)
+    ctx.mark_non_differentiable(*output[1:])
+
+
 def _backward(ctx: Any, grad_output: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+    grad_skip = grad_output if ctx.needs_input_grad[19] else None
+    return *_gradients(ctx, grad_output, None), *(None,) * 6, grad_skip
+
+
+def _gradients(ctx: Any, grad_output: torch.Tensor | None, grad_kept: torch.Tensor | None) -> tuple[Any, ...]:
+    """Of the input and the parameters."""
     needs = list(ctx.needs_input_grad[:13])
     if grad_output is None or not any(needs):
-        return (None,) * 19
-    gradients = _gradient_op(grad_output, *ctx.saved_tensors, *ctx.settings, needs)
-    return *(g if need else None for g, need in zip(gradients, needs, strict=True)), *(None,) * 6
+        return grad_kept, *(None,) * 12
+    gradients = _gradient_op(grad_output, *ctx.saved_tensors, *ctx.settings, needs, grad_kept)
+    return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
 
 
-differentiate(_op, _backward, _save)
+class _KeepingInput(torch.autograd.Function):
+    """The op, and its input once more: an op of torch.library may not return what it was given."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        output = _op(*inputs)
+        _save(ctx, inputs, output)
+        return output[0], inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
+        return *_gradients(ctx, *grads), *(None,) * 7
+
+
+differentiate(_op, _backward, _setup_context)
 not_twice_differentiable(_gradient_op)
 
 
@@ -307,7 +344,9 @@ def mednext_block(
     num_groups: int | None = None,
     eps: float = 1e-5,
     recompute: str | None = None,
-) -> torch.Tensor:
+    skip: torch.Tensor | None = None,
+    keep_input: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """A whole MedNeXt block: depthwise convolution, GroupNorm, expand, GELU, (GRN), compress, residual.
 
     The forms, with ``mlp`` for :func:`inverted_bottleneck` of the normalised convolution:
@@ -315,7 +354,7 @@ def mednext_block(
     * ``"regular"``: ``input + mlp(conv(input))``.
     * ``"down"``: ``conv1x1(input, stride) + mlp(conv(input, stride))``.
     * ``"up"``: transposed convolutions in place of both, to ``(n - 1) s + 1`` voxels, then ``s - 1`` zero planes in
-      front of each axis: ``s n`` voxels.
+      front of each axis: ``s n`` voxels. ``skip`` is added to those.
 
     The padding is half the kernel. Kept for backward are the input, the convolution's output and the statistics; with
     ``recompute="conv"`` the convolution is run again instead of kept. With one group a channel the convolution's bias
@@ -338,9 +377,13 @@ def mednext_block(
         num_groups: a divisor of C; None for one group a channel.
         eps: added to the variance.
         recompute: None, or "conv" to keep only the input and the statistics.
+        skip: None or, in the up form, what a decoder adds to the block's output: [N, O, D', H', W'] in the input's
+            dtype (cast, like the input, under autocast). It is not kept for backward.
+        keep_input: in the down form, return the input too, for a skip connection: the gradient that comes back to it is
+            added in the pass that writes the block's own.
 
     Returns:
-        [N, O, D', H', W'] in the input's dtype and memory format.
+        [N, O, D', H', W'] in the input's dtype and memory format; with ``keep_input`` a pair of that and the input.
 
     Raises:
         TypeError: a dtype or argument type that is not listed above.
@@ -366,10 +409,27 @@ def mednext_block(
     )
     matrix, matrix_bias = _residual_parameters(input, compress.shape[0], form, residual, residual_weight, residual_bias)
     groups = check_group_count(num_groups, channels)
-    return _op(
+    if skip is not None:
+        skip = _checked_skip(skip, input, compress.shape[0], _Layout(form, geometry))
+    if keep_input and form != "down":
+        raise ValueError(f"keep_input belongs to the down form, got form {form!r}; use the block's input itself")
+    arguments = (
         input, conv_weight, conv_bias, norm_weight, norm_bias, expand, expand_bias, compress, compress_bias,
-        matrix, matrix_bias, gamma, beta, form, geometry.stride, residual, groups, eps, recompute == "conv",
-    )[0]  # fmt: skip
+        matrix, matrix_bias, gamma, beta, form, geometry.stride, residual, groups, eps, recompute == "conv", skip,
+    )  # fmt: skip
+    return _KeepingInput.apply(*arguments) if keep_input else _op(*arguments)[0]
+
+
+def _checked_skip(skip: torch.Tensor, input: torch.Tensor, out_channels: int, layout: _Layout) -> torch.Tensor:
+    """The skip in the input's dtype, of the output's shape and in a form that has one; else an error."""
+    if layout.form != "up":
+        raise ValueError(f"skip belongs to the up form, got form {layout.form!r}; add it to the block's output instead")
+    check_input("skip", skip)
+    skip = autocast_to(skip)
+    if skip.dtype != input.dtype:
+        raise TypeError(f"skip is {skip.dtype} but input is {input.dtype}; they must be the same")
+    check_parameter("skip", skip, (input.shape[0], out_channels, *layout.output_size(input)), input)
+    return skip
 
 
 def _residual_parameters(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -129,55 +130,123 @@ def test_wide_blocks_have_the_same_bits_in_every_order(emulated, form):
 
 @pytest.mark.parametrize("length", [8, 1024, 1032, 4104])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_hidden_is_gelu_of_the_sum_and_its_gradient_comes_with_sums(native, dtype, length):
+def test_hidden_is_gelu_of_the_sum_and_gradients_come_with_sums(native, dtype, length):
     preactivation, bias = torch.randn(2, 5, length).to(dtype), torch.randn(5)
     grad = torch.randn(2, 5, length).to(dtype)
+    grad_output = torch.randn(2, 3, length + 16).to(dtype)[:, :, 8:-8]  # a tile
     exact = (preactivation.double() + bias.double()[:, None]).requires_grad_()
     exact_hidden = F.gelu(exact)
     (exact_grad,) = torch.autograd.grad(exact_hidden, exact, grad.double())
-    forward = preactivation.clone()
-    native.bottleneck_hidden_(forward, bias)
-    sums = native.bottleneck_hidden_gradient_(preactivation, grad, bias)
+    forward, alone = preactivation.clone(), preactivation.clone()
+    assert native.bottleneck_hidden_(forward, bias, None).numel() == 0
+    output_sums = native.bottleneck_hidden_(alone, bias, grad_output)
+    without = native.bottleneck_hidden_gradient_(preactivation.clone(), grad.clone(), bias, None)
+    sums = native.bottleneck_hidden_gradient_(preactivation, grad, bias, grad_output)
     step = 1.25 * (2**-8 if dtype == torch.bfloat16 else 2**-11)  # a little more than half a unit in the last place
-    assert torch.equal(forward, preactivation)
+    assert torch.equal(forward, preactivation) and torch.equal(alone, preactivation)
+    assert torch.equal(sums, torch.cat([without, output_sums]))
     torch.testing.assert_close(forward.double(), exact_hidden.detach(), rtol=step, atol=1e-5)
     torch.testing.assert_close(grad.double(), exact_grad, rtol=step, atol=1e-4)
-    torch.testing.assert_close(sums.double(), grad.double().sum(2), rtol=1e-6, atol=1e-4)
+    right = torch.cat([grad.double().sum(2).flatten(), grad_output.double().sum(2).flatten()])
+    torch.testing.assert_close(sums.double(), right, rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(4, 4, 8), (3, 5, 7), (7, 7, 7), (1, 1, 1), (2, 5, 150)])
+@pytest.mark.parametrize("size", [(4, 4, 8), (3, 5, 7), (7, 7, 7), (1, 1, 1), (2, 5, 150), (2, 3, 31)])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
-@pytest.mark.parametrize("front", [(0, 0, 0), (1, 1, 1), (0, 1, 1), (2, 0, 3)])
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_output_is_the_sum_behind_zeros(native, size, stride, front, with_residual):
+@pytest.mark.parametrize("front", [(0, 0, 0), (1, 1, 1), (0, 1, 1), (2, 0, 3), (1, 0, 17)])
+@pytest.mark.parametrize("added", ["nothing", "residual", "skip", "both"])
+@pytest.mark.parametrize("channels", [3, 4])  # of four all rows together are a multiple of eight
+def test_output_is_the_sum_behind_zeros(native, size, stride, front, added, channels):
     voxels = size[0] * size[1] * size[2]
-    product = torch.randn(2, 3, voxels + 5).bfloat16()
-    bias = torch.randn(3)
+    product = torch.randn(2, channels, voxels + 5).bfloat16()
+    bias = torch.randn(channels)
     sparse = [-(-n // s) for n, s in zip(size, stride, strict=True)]
-    residual = torch.randn(2, 3, *sparse).bfloat16() if with_residual else None
-    right = product[:, :, :voxels].reshape(2, 3, *size).float() + bias[:, None, None, None]
+    residual = torch.randn(2, channels, *sparse).bfloat16() if added in ("residual", "both") else None
+    right = product[:, :, :voxels].reshape(2, channels, *size).float() + bias[:, None, None, None]
     if residual is not None:
         right[:, :, :: stride[0], :: stride[1], :: stride[2]] += residual.float()
-    right = F.pad(right, (front[2], 0, front[1], 0, front[0], 0)).bfloat16()
-    assert torch.equal(native.bottleneck_output(product, bias, residual, size, stride, front), right)
-    grad = torch.randn(right.shape).bfloat16()
-    taken, sparse_gradient = native.bottleneck_output_gradient(grad, stride, front, with_residual)
-    inside = grad[:, :, front[0] :, front[1] :, front[2] :]
-    assert torch.equal(taken, inside)
-    if with_residual:
-        assert torch.equal(sparse_gradient, inside[:, :, :: stride[0], :: stride[1], :: stride[2]])
-    else:
-        assert sparse_gradient.numel() == 0
-    if not with_residual:
-        plain = native.bottleneck_output(product, None, None, size, stride, front)
+    right = F.pad(right, (front[2], 0, front[1], 0, front[0], 0))
+    skip = torch.randn(right.shape).bfloat16() if added in ("skip", "both") else None
+    found = native.bottleneck_output(product, bias, residual, skip, size, stride, front)
+    if skip is None:
+        assert torch.equal(found, right.bfloat16())
+        plain = native.bottleneck_output(product, None, residual, skip, size, stride, front)
         interior = plain[:, :, front[0] :, front[1] :, front[2] :]
-        assert torch.equal(interior, product[:, :, :voxels].reshape(2, 3, *size))
+        if residual is None:
+            assert torch.equal(interior, product[:, :, :voxels].reshape(2, channels, *size))
+    else:  # sums of three, in another order
+        right = right.double() + skip.double()
+        torch.testing.assert_close(found.double(), right, rtol=1.01 * 2**-8, atol=1e-6)
 
 
+# What blocks pack: the inside of a volume, every other voxel, rows that are longer than their voxels; and permutations.
+VIEWS = {
+    "whole": lambda t: t,
+    "behind zeros": lambda t: t[:, :, 1:, 1:, 1:],
+    "strided": lambda t: t[:, :, ::2, ::2, ::2],
+    "strided in a plane": lambda t: t[:, :, 1:, ::2, 1::2],
+    "rows": lambda t: t.flatten(2)[:, :, None, None, :-3],
+    "layers": lambda t: t[:, :, :, :-1],
+    "permuted": lambda t: t.permute(1, 0, 4, 2, 3),
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last_3d)[:, :, :, :, 1:],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("size", [(4, 4, 8), (3, 6, 7), (2, 2, 2), (5, 2, 150), (9, 10, 11)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_are_folded_once_rounded(native, dtype):
-    norm_weight, norm_bias, expand, compress = torch.randn(37), torch.randn(37), torch.randn(50, 37), torch.randn(9, 50)
-    for expand_bias in (None, torch.randn(50)):
+def test_packed_voxels_are_the_views(native, dtype, view, size):
+    volume = VIEWS[view](torch.randn(2, 3, *size).to(dtype))
+    voxels = volume.shape[2:].numel()
+    assert torch.equal(native.packed_voxels(volume, False), volume.flatten(2))
+    padded = native.packed_voxels(volume, True)
+    assert padded.is_contiguous() and padded.shape == (*volume.shape[:2], -(-voxels // 8) * 8)
+    assert torch.equal(padded, F.pad(volume.flatten(2), (0, padded.shape[2] - voxels)))
+
+
+@pytest.mark.parametrize("channels", [32, 128])  # fused, and products
+@pytest.mark.parametrize("form", ["down", "up"])
+def test_resampling_blocks_move_volumes_without_copies_of_pytorch(emulated, form, channels):
+    implementation = importlib.import_module("mednext_ops.ops.mednext_block")
+    block = Block.random(form, (3, 3, 3), (4, 4, 6), 1, channels, 2 * channels, dtype=torch.bfloat16)
+    matrix = block.residual_weight.detach().flatten(1)
+    block = replace(block, **{n: t.detach() for n, t in block.tensors().items()})
+    block.expand_weight, block.compress_weight = block.expand_weight.flatten(1), block.compress_weight.flatten(1)
+    block.residual_weight = matrix.t() if form == "up" else matrix
+    parameters = list(vars(block).values())[1:]
+    skip = torch.randn(1, channels // 2, 8, 8, 12).bfloat16() if form == "up" else None
+    found: list[str] = []
+
+    class Copies(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            copies = ("aten::clone", "aten::copy_", "aten::constant_pad_nd", "aten::add")
+            if function._schema.name in copies and result.dim() > 2:
+                found.append(f"{function._schema.name} of {list(result.shape)}")
+            return result
+
+    with ops.use_backend("emulated", "reference"), torch.no_grad(), Copies():
+        output, convolved, mean, rstd = implementation._forward(
+            block.input, *parameters, form, (2, 2, 2), True, channels, 1e-5, False, skip
+        )
+        implementation._backward_op(
+            torch.ones_like(output), block.input, convolved, mean, rstd, *parameters, form, (2, 2, 2), True, False,
+            [t is not None for t in (block.input, *parameters)], block.input if form == "down" else None,
+        )  # fmt: skip
+    assert found == []
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2, 2, 2), (2, 0, 2, 2, 2), (2, 3, 0, 2, 2)])
+def test_packing_nothing(native, shape):
+    assert native.packed_voxels(torch.empty(shape).bfloat16(), True).shape == (*shape[:2], 8 if shape[2] else 0)
+
+
+@pytest.mark.parametrize(("channels", "hidden", "outputs"), [(37, 50, 9), (300, 50, 10), (32, 50, 9)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_are_folded_once_rounded(native, dtype, channels, hidden, outputs):
+    norm_weight, norm_bias = torch.randn(channels), torch.randn(channels)
+    expand, compress = torch.randn(hidden, channels), torch.randn(outputs, hidden)
+    for expand_bias in (None, torch.randn(hidden)):
         folded, bias, rounded, compressed = native.bottleneck_weights(
             torch.empty(0, dtype=dtype), norm_weight, norm_bias, expand, expand_bias, compress
         )
@@ -239,30 +308,48 @@ def test_a_wide_block_takes_few_launches(emulated):
     calls.clear()
     with Calls():
         case.fused_gradients(emulated, grad_output)
-    launches = [c for c in calls if c.startswith("mednext_ops") or c in ("aten::mm", "aten::bmm", "aten::sum")]
-    assert len(launches) == 10
-    assert not {"aten::add", "aten::add_", "aten::copy_", "aten::mul", "aten::zeros"} & set(calls)
+    launches = [c for c in calls if c.startswith("mednext_ops") or c in ("aten::mm", "aten::bmm")]
+    assert len(launches) == 9
+    assert not {"aten::add", "aten::add_", "aten::copy_", "aten::mul", "aten::zeros", "aten::sum"} & set(calls)
+
+
+def gradient(native, preactivation, grad, grad_output=None):
+    return native.bottleneck_hidden_gradient_(preactivation, grad, torch.ones(5), grad_output)
+
+
+def output(native, product, size, *, bias=None, residual=None, skip=None, stride=(1, 1, 1), front=(0, 0, 0)):
+    return native.bottleneck_output(product, bias, residual, skip, size, stride, front)
 
 
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 7), t(5).float()), "multiples of 8 voxels"),
-        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 8).float(), t(5).float()), "must be float16 or bfloat16"),
-        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 8), t(6).float()), r"bias must be \[5\], got \[6\]"),
-        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 16)[:, :, ::2], t(5).float()), "must be contiguous"),
-        (lambda n, t: n.bottleneck_hidden_gradient_(t(2, 5, 8), t(2, 4, 8), t(5).float()), r"grad must be \[2, 5, 8\]"),
-        (lambda n, t: n.bottleneck_hidden_gradient_(t(2, 5, 8), t(2, 5, 8).half(), t(5).float()), "of one type"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 7), t(5).float(), None), "multiples of 8 voxels"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 8).float(), t(5).float(), None), "must be float16 or bfloat16"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 8), t(6).float(), None), r"bias must be \[5\], got \[6\]"),
+        (lambda n, t: n.bottleneck_hidden_(t(2, 5, 16)[:, :, ::2], t(5).float(), None), "must be contiguous"),
+        (lambda n, t: gradient(n, t(2, 5, 8), t(2, 4, 8)), r"grad must be \[2, 5, 8\]"),
+        (lambda n, t: gradient(n, t(2, 5, 8), t(2, 5, 8).half()), "of one type"),
+        (lambda n, t: gradient(n, t(2, 5, 8), t(2, 5, 8), t(2, 3, 16)), r"grad_output must be \[2, 3, 8\]"),
+        (lambda n, t: gradient(n, t(2, 5, 8), t(2, 5, 8), t(2, 3, 9)[:, :, 1:]), "begin at multiples of 8 voxels"),
+        (lambda n, t: gradient(n, t(2, 5, 8), t(2, 5, 8), t(2, 3, 8).half()), "must be of one type"),
         (lambda n, t: n.bottleneck_normalized(t(2, 4, 1, 1, 8), t(2, 4), t(2, 4)), "mean must be float32"),
         (lambda n, t: n.bottleneck_normalized(t(2, 4, 1, 1, 8), t(2, 3).float(), t(2, 3).float()), "divisor"),
-        (lambda n, t: n.bottleneck_output(t(2, 4, 8), None, None, [2, 2, 3], [1] * 3, [0] * 3), "are shorter than"),
-        (lambda n, t: n.bottleneck_output(t(2, 4, 8), None, None, [2, 2, 2], [0] * 3, [0] * 3), "stride must be"),
+        (lambda n, t: output(n, t(2, 4, 8), [2, 2, 3]), "are shorter than"),
+        (lambda n, t: output(n, t(2, 4, 8), [2, 2, 2], stride=[0] * 3), "stride must be"),
+        (lambda n, t: output(n, t(2, 4, 8), [2, 2, 2], stride=[1, 3, 1]), r"stride must be 1 or 2, got \[1, 3, 1\]"),
         (
-            lambda n, t: n.bottleneck_output(t(2, 4, 8), None, t(2, 4, 2, 2, 2), [2, 2, 2], [2] * 3, [0] * 3),
+            lambda n, t: output(n, t(2, 4, 8), [2, 2, 2], residual=t(2, 4, 2, 2, 2), stride=[2] * 3),
             r"residual must be \[2, 4, 1, 1, 1\]",
         ),
-        (lambda n, t: n.bottleneck_output(t(2, 4, 8), t(5), None, [2, 2, 2], [1] * 3, [0] * 3), r"bias must be \[4\]"),
-        (lambda n, t: n.bottleneck_output_gradient(t(2, 4, 2, 2, 2), [1] * 3, [3, 0, 0], True), "more than there are"),
+        (lambda n, t: output(n, t(2, 4, 8), [2, 2, 2], bias=t(5)), r"bias must be \[4\]"),
+        (
+            lambda n, t: output(n, t(2, 4, 8), [2, 2, 2], skip=t(2, 4, 2, 2, 2), front=[0, 1, 0]),
+            r"skip must be \[2, 4, 2, 3, 2\]",
+        ),
+        (lambda n, t: output(n, t(2, 4, 8), [2, 2, 2], skip=t(2, 4, 2, 2, 2).half()), "skip must be BFloat16"),
+        (lambda n, t: n.packed_voxels(t(2, 4, 8), False), r"input must be \[N, C, D, H, W\]"),
+        (lambda n, t: n.packed_voxels(t(2, 4, 2, 2, 2).float(), False), "must be float16 or bfloat16"),
         (lambda n, t: n.bottleneck_weights(t(1), t(3), t(4), t(5, 4), None, t(2, 5)), r"norm_weight must be \[4\]"),
         (lambda n, t: n.bottleneck_weights(t(1), t(4), t(4), t(5, 4), None, t(2, 6)), r"compress_weight must be"),
         (

@@ -31,6 +31,17 @@ def test_a_block_that_no_device_takes_is_refused(kernels, block):
         kernels("indices", np.array((1, 1, 1), np.uint32), np.array(block, np.uint32), np.zeros(1, np.int32))
 
 
+def test_divisions(kernels):
+    most = 2**31 - 1
+    for divisor in (1, 2, 3, 5, 7, 12, 16, 127, 128, 641, 2**16 - 1, 2**16 + 1, 2**30 - 1, 2**30, 2**30 + 1, most):
+        near = [n + d for n in (0, divisor, 2 * divisor, most // divisor * divisor, most) for d in (-1, 0, 1)]
+        drawn = [n for n in near if 0 <= n <= most] + list(RANDOM.integers(0, most, 400))
+        numbers = np.array(drawn, np.int32)
+        output = np.full((2, len(numbers)), -1, np.int32)
+        kernels("divisions", divisor, len(numbers), numbers, output)
+        assert (output == np.divmod(numbers, divisor)).all()
+
+
 @pytest.mark.parametrize("width", [32, 16, 8, 4])
 @pytest.mark.parametrize("dtype", [np.int32, np.float32, np.float64])
 def test_shuffles(in_any_order, dtype, width):

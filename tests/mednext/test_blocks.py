@@ -55,6 +55,31 @@ def test_a_block_is_its_submodules_composed(block_type, dim, grn, recompute):
     assert_fused_is_composed(block, image(2, 3, *[6] * int(dim[0])))
 
 
+@pytest.mark.parametrize("norm_type", ["group", "layer"])
+@pytest.mark.parametrize("dim", ["3d", "2d"])
+def test_an_up_block_adds_a_skip(dim, norm_type):
+    block = randomised(MedNeXtUpBlock(3, 2, 2, 3, True, norm_type, dim))
+    x, skip = image(2, 3, *[4] * int(dim[0])), image(2, 2, *[8] * int(dim[0])).requires_grad_()
+    assert (why_not_fusable(block, "up") is None) == (norm_type == "group")
+    output = block(x, skip=skip)
+    torch.testing.assert_close(output, skip + block(x), rtol=1e-9, atol=1e-9)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).reshape(output.shape)
+    assert torch.equal(torch.autograd.grad((output * weights).sum(), skip)[0], weights)
+
+
+@pytest.mark.parametrize("norm_type", ["group", "layer"])
+@pytest.mark.parametrize("dim", ["3d", "2d"])
+def test_a_down_block_keeps_its_input_for_a_skip(dim, norm_type):
+    block, x = randomised(MedNeXtDownBlock(3, 6, 2, 3, True, norm_type, dim)), image(2, 3, *[6] * int(dim[0]))
+    x.requires_grad_()
+    output, kept = block(x, keep_input=True)
+    assert torch.equal(output, block(x)) and torch.equal(kept, x)
+    found, expected = (
+        torch.autograd.grad(y.sum() + k.square().sum(), x)[0] for y, k in ((output, kept), (block(x), x))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(
     block_type=st.sampled_from(BLOCKS),

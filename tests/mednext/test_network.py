@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from mednext import MedNeXt
+from mednext import MedNeXt, MedNeXtUpBlock
 from mednext.eager import EagerMedNeXt
 
 
@@ -144,6 +144,30 @@ def test_checkpointing_changes_memory_and_no_gradient(tiny, filled, options):
     checkpointed = filled(MedNeXt(**arguments, checkpoint_style="outside_block"), 7)
     x = image(1, 1, 16, 16, 32)
     assert_same(step(checkpointed, x)[1], step(plain, x)[1])
+
+
+def test_an_up_block_keeps_its_own_output_where_others_look_at_it_or_make_it(tiny, filled):
+    class Doubled(MedNeXtUpBlock):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    net, x = filled(MedNeXt(**tiny), 5), image(1, 1, 16, 16, 16)
+    seen, joined = [], []
+    net.dec_block_0[0].register_forward_pre_hook(lambda module, inputs: joined.append(inputs[0]))
+    net(x)
+    net.up_0.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    net(x)
+    deep, output = seen[0]
+    skip = net.enc_block_0(net.stem(x))
+    torch.testing.assert_close(output, net.up_0(deep))
+    net.up_0.__class__ = Doubled
+    net.up_0._forward_hooks.clear()
+    net(x)
+    net.up_0.__class__ = MedNeXtUpBlock
+    net.up_0.forward = lambda x: 3 * net.up_0._composed(x)
+    net(x)
+    for found, factor in zip(joined, (1, 1, 2, 3), strict=True):
+        torch.testing.assert_close(found, skip + factor * output)
 
 
 def test_a_frozen_encoder_gets_no_gradient_and_the_decoder_the_same(tiny, filled):

@@ -80,6 +80,7 @@ def test_norm_parameters_are_named():
         ({}, {"stride": 2}, "stride must be 1 in the regular form"),
         ({}, {"form": "down", "stride": 3, "residual": False}, "stride must be 1 in the regular form and 1 or 2"),
         ({}, {"form": "down"}, "residual_weight must be given for the down form"),
+        ({}, {"keep_input": True}, "keep_input belongs to the down form, got form 'regular'"),
         ({}, {"residual_weight": torch.randn(4, 4)}, "belong to the down and up form"),
         ({"expand_weight": torch.randn(8, 5)}, {}, "expand_weight must have shape"),
         ({"expand_weight": torch.randn(8, 4, 3, 3, 3)}, {}, r"expand_weight must have shape \[out, in\]"),
@@ -96,6 +97,21 @@ def test_block(change, options, words):
     arguments = [getattr(block, name) for name in list(Block.__dataclass_fields__)[:9]]
     with pytest.raises(ValueError, match=words):
         ops.mednext_block(*arguments, grn=(block.gamma, block.beta), **options)
+
+
+@pytest.mark.parametrize(
+    ("form", "skip", "error", "words"),
+    [
+        ("regular", torch.randn(2, 4, 5, 6, 7), ValueError, "skip belongs to the up form, got form 'regular'"),
+        ("up", torch.randn(2, 2, 9, 11, 13), ValueError, r"skip must have shape \[2, 2, 10, 12, 14\]"),
+        ("up", torch.randn(2, 2, 10, 12, 14).double(), TypeError, "skip is torch.float64 but input is torch.float32"),
+        ("up", 1.0, TypeError, "skip must be a torch.Tensor"),
+    ],
+)
+def test_skip(form, skip, error, words):
+    block = Block.random(form, dtype=torch.float32)
+    with pytest.raises(error, match=words):
+        block.ours(form, 2 if form == "up" else 1, 4, skip=skip)
 
 
 def test_grn_must_be_a_pair():

@@ -38,6 +38,8 @@ def calls(dtype, memory_format, parameter_dtype):
     grn = (t["gamma"], t["beta"])
     x = t["input"]
     grad = torch.randn_like(x).requires_grad_()
+    skip = torch.randn(x.shape[0], C, *(2 * n for n in x.shape[2:])).to(dtype).contiguous(memory_format=memory_format)
+    skip.requires_grad_()
     geometry = (ONES, ONES, ONES, HALF)
     mean, rstd = (s.detach().requires_grad_() for s in ops.group_norm_statistics(x))
     space = torch.ops.mednext_ops
@@ -55,11 +57,15 @@ def calls(dtype, memory_format, parameter_dtype):
         "pointwise_conv3d": (space.pointwise_conv3d, (x, t["expand_weight"], t["expand_bias"])),
         "mednext_block": (
             space.mednext_block,
-            (x, *conv, *norm, *mlp, None, None, *grn, "regular", ONES, True, C, 1e-5, False),
+            (x, *conv, *norm, *mlp, None, None, *grn, "regular", ONES, True, C, 1e-5, False, None),
         ),
         "mednext_block, recomputing": (
             space.mednext_block,
-            (x, *conv, *norm, *mlp, None, None, None, None, "regular", ONES, True, 2, 1e-5, True),
+            (x, *conv, *norm, *mlp, None, None, None, None, "regular", ONES, True, 2, 1e-5, True, None),
+        ),
+        "mednext_block, with a skip": (
+            space.mednext_block,
+            (x, *conv, *norm, *mlp, None, None, *grn, "up", [2, 2, 2], False, C, 1e-5, False, skip),
         ),
     }
 
@@ -76,6 +82,7 @@ NAMES = [
     "pointwise_conv3d",
     "mednext_block",
     "mednext_block, recomputing",
+    "mednext_block, with a skip",
 ]
 FORMATS = [torch.contiguous_format, torch.channels_last_3d]
 

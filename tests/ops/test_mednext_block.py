@@ -74,6 +74,89 @@ def test_without_residual(device, form, stride):
     assert_equals_eager(block, form, stride, groups=4, residual=False)
 
 
+@pytest.mark.parametrize("memory_format", FORMATS, ids=["contiguous", "channels_last_3d"])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2), (1, 1, 1)])
+def test_a_skip_is_added_to_an_up_blocks_output(device, stride, residual, memory_format):
+    block = Block.random("up", residual=residual, device=device, memory_format=memory_format)
+    expected = block.eager("up", stride, 4, residual=residual)
+    skip = torch.randn_like(expected).requires_grad_()
+    kept = skip.detach().clone()
+    actual = block.ours("up", stride, 4, residual=residual, skip=skip)
+    assert relative_error(actual, expected + skip) <= 1e-10
+    assert actual.is_contiguous(memory_format=memory_format)
+    assert torch.equal(skip, kept)
+    tensors = [*block.tensors().values(), skip]
+    grad = torch.randn_like(expected)
+    wanted = [*torch.autograd.grad(expected, tensors[:-1], grad), grad]
+    names = [*block.tensors(), "skip"]
+    for name, f, e in zip(names, torch.autograd.grad(actual, tensors, grad), wanted, strict=True):
+        if name != "conv_bias":  # zero
+            assert relative_error(f, e) <= 1e-10, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_with_a_skip_the_error_is_within_twice_that_of_pytorch(device, dtype):
+    low = Block.random("up", (3, 3, 3), (5, 6, 7), channels=16, hidden=32).to(dtype, device).leaves()
+    high = low.to(torch.float64, device).leaves()
+    exact = high.eager("up", (2, 2, 2), 16)
+    skip = torch.randn_like(exact).to(dtype)
+    ours = low.ours("up", (2, 2, 2), 16, skip=skip)
+    assert_within_twice(ours, skip + low.eager("up", (2, 2, 2), 16), exact + skip.double(), "output")
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2)])
+def test_a_down_block_adds_the_gradient_of_the_input_that_it_keeps(device, stride, residual):
+    block = Block.random("down", residual=residual, device=device)
+    expected = block.eager("down", stride, 4, residual=residual)
+    actual, kept = block.ours("down", stride, 4, residual=residual, keep_input=True)
+    assert torch.equal(kept, block.input) and relative_error(actual, expected) <= 1e-10
+    grads, tensors = [torch.randn_like(expected), torch.randn_like(kept)], list(block.tensors().values())
+    wanted = torch.autograd.grad([expected, block.input * 1], tensors, grads)
+    for name, f, e in zip(
+        block.tensors(), torch.autograd.grad([actual, kept], tensors, grads, retain_graph=True), wanted, strict=True
+    ):
+        if name != "conv_bias":  # zero
+            assert relative_error(f, e) <= 1e-10, name
+    only_kept = torch.autograd.grad(kept, tensors, grads[1], retain_graph=True, allow_unused=True)
+    assert torch.equal(only_kept[0], grads[1]) and not any(t is not None and t.any() for t in only_kept[1:])
+    only_output = torch.autograd.grad(actual, block.input, grads[0])
+    assert (
+        relative_error(
+            only_output[0],
+            torch.autograd.grad(block.eager("down", stride, 4, residual=residual), block.input, grads[0])[0],
+        )
+        <= 1e-10
+    )
+
+
+@pytest.mark.parametrize("frozen", ["input", "parameters", "all"])
+def test_a_down_block_keeps_a_frozen_input_or_has_frozen_parameters(frozen):
+    block = Block.random("down")
+    for name, tensor in block.tensors().items():
+        tensor.requires_grad_(frozen != "all" and (name == "input") == (frozen == "parameters"))
+    actual, kept = block.ours("down", (2, 2, 2), 4, keep_input=True)
+    assert kept.requires_grad == (frozen == "parameters") or frozen == "input"
+    assert actual.requires_grad == (frozen != "all")
+    if frozen != "all":
+        total = actual.sum() + (2 * kept).sum()
+        wanted = [t for t in block.tensors().values() if t.requires_grad]
+        plain = block.ours("down", (2, 2, 2), 4).sum() + (2 * block.input).sum()
+        pairs = zip(torch.autograd.grad(total, wanted), torch.autograd.grad(plain, wanted), strict=True)
+        assert all(relative_error(f, e) <= 1e-10 or not e.any() for f, e in pairs)
+
+
+def test_a_skip_alone_gets_the_outputs_own_gradient():
+    block = Block.random("up")
+    for tensor in block.tensors().values():
+        tensor.requires_grad_(False)
+    skip = torch.randn(2, 2, 10, 12, 14, dtype=torch.float64, requires_grad=True)
+    output = block.ours("up", (2, 2, 2), 4, skip=skip)
+    grad = torch.randn_like(output)
+    assert torch.equal(torch.autograd.grad(output, skip, grad)[0], grad)
+
+
 def test_without_biases():
     block = Block.random("down")
     block.conv_bias = block.expand_bias = block.compress_bias = block.residual_bias = None
@@ -218,6 +301,16 @@ def test_frozen_parameters_get_no_gradient_and_the_others_the_same():
             assert (tensor.grad is not None) == (name in wanted)
             if name in wanted:
                 assert relative_error(tensor.grad, full[name]) <= 1e-12 or not full[name].any()
+
+
+def test_a_skip_is_not_kept():
+    block = Block.random("up", dtype=torch.float32)
+    skip = torch.randn(2, 2, 10, 12, 14, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        block.ours("up", (2, 2, 2), 4, skip=skip)
+    assert saved
+    assert all(t.untyped_storage().data_ptr() != skip.untyped_storage().data_ptr() for t in saved)
 
 
 def test_no_gradient_work_without_grad():

@@ -3,10 +3,10 @@
 //     forward                      backward                                  backward with GRN
 //                                  fused_backward: everything                fused_backward: compression and squares
 //     with GRN:                    add_parts                                 add_parts
-//       fused_backward: squares    parameter_gradients, norm_sums            global_response
+//       fused_backward: squares    parameter_gradients                       global_response
 //       add_parts                                                            fused_backward: the hidden gradient
 //       global_response                                                      add_parts
-//     fused_forward                                                          parameter_gradients, norm_sums
+//     fused_forward                                                          parameter_gradients
 #include "launch.h"
 
 #include "backward.h"

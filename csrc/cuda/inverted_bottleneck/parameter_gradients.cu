@@ -24,35 +24,31 @@ constexpr int kThreads = kWarps * kWarpSize;
 // Two blocks a multiprocessor leave 128 registers a thread; left to itself ptxas saves registers and spills (on sm_80).
 constexpr int kBlocksPerProcessor = 2;
 
-// Adds a value of each warp, lane by lane and in the order of the warps; the result is in warp 0.
-__device__ inline double add_warps(double (&of_warp)[kWarps][kWarpSize], double value) {
-    const int lane = threadIdx.x % kWarpSize;
-    const int warp = threadIdx.x / kWarpSize;
-    of_warp[warp][lane] = value;
-    __syncthreads();
-    if (warp == 0) {
-        for (int other = 1; other < kWarps; ++other) value += of_warp[other][lane];
-    }
-    __syncthreads();
-    return value;
-}
+// A block owns 32 adjacent sums of a sample, one a lane; its warps, as many as a block can have, share the parts: there
+// are some hundreds of them, and a launch takes as long as one warp's follow each other.
+constexpr int kWarpsOfParts = 32;
 
-// A block owns 32 adjacent sums of a sample, one a lane; its warps share the parts.
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
+__global__ void __launch_bounds__(kWarpsOfParts* kWarpSize, 1)
     add_parts(const float* __restrict__ partial, std::int64_t parts, std::int64_t stride, std::int64_t begin,
               std::int64_t count, float* __restrict__ sums) {
-    const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * kWarpSize + threadIdx.x % kWarpSize;
+    const int lane = threadIdx.x % kWarpSize;
+    const int warp = threadIdx.x / kWarpSize;
+    const std::int64_t mine = static_cast<std::int64_t>(blockIdx.x) * kWarpSize + lane;
     const std::int64_t sample = blockIdx.y;
     double sum = 0.0;
     if (mine < count) {
 #pragma unroll 4
-        for (std::int64_t part = threadIdx.x / kWarpSize; part < parts; part += kWarps) {
+        for (std::int64_t part = warp; part < parts; part += kWarpsOfParts) {
             sum += partial[(sample * parts + part) * stride + begin + mine];
         }
     }
-    MEDNEXT_OPS_SHARED(of_warp, double[kWarps][kWarpSize]);
-    sum = add_warps(of_warp, sum);
-    if (threadIdx.x < kWarpSize && mine < count) sums[sample * stride + begin + mine] = static_cast<float>(sum);
+    MEDNEXT_OPS_SHARED(of_warp, double[kWarpsOfParts][kWarpSize]);
+    of_warp[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0 || mine >= count) return;
+#pragma unroll
+    for (int other = 1; other < kWarpsOfParts; ++other) sum += of_warp[other][lane];
+    sums[sample * stride + begin + mine] = static_cast<float>(sum);
 }
 
 // Sum over the threads of a block, in a tree; the same in every thread.
@@ -102,16 +98,60 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     response.by_gamma[to] = normalized * dot;
 }
 
-// Gradients of the parameters, an element a thread, those of all tensors one after another.
+// Sums of the gradient of the normalised tensor: a block owns eight channels of a sample, as many as share a sector of
+// memory, its threads share the hidden ones. All loads of a thread are on their way at once, up to 256 of them.
+constexpr int kColumns = 8;
+constexpr int kRowsAtOnce = kThreads / kColumns;
+constexpr int kRowsOfThread = BackwardPlan::kMostHidden / kRowsAtOnce;
+
+__device__ void norm_sums(const BackwardProblem& p, const BackwardPlan& plan, const float* sums, unsigned block) {
+    MEDNEXT_OPS_SHARED(of_row, double[2][kRowsAtOnce][kColumns]);
+    const std::int64_t channels = p.bottleneck.extents.channels;
+    const std::int64_t hidden = p.bottleneck.extents.hidden;
+    const auto blocks = static_cast<unsigned>(ceil_div(channels, kColumns));
+    const std::int64_t sample = block / blocks;
+    const int column = threadIdx.x % kColumns;
+    const int row = threadIdx.x / kColumns;
+    const std::int64_t c = std::int64_t{block % blocks} * kColumns + column;
+    const float* const of_sample = sums + sample * plan.sums();
+    double sum = 0.0;
+    double dot = 0.0;
+    if (c < channels) {
+        with_elements(p.bottleneck.expand_weight, [&](const auto* weights) {
+#pragma unroll kRowsOfThread
+            for (std::int64_t h = row; h < hidden; h += kRowsAtOnce) {
+                const double weight = to_float(weights[h * channels + c]);
+                sum += weight * of_sample[plan.hidden_sums() + h];
+                dot += weight * of_sample[plan.normalized() + h * plan.channels + c];
+            }
+        });
+    }
+    of_row[0][row][column] = sum;
+    of_row[1][row][column] = dot;
+    for (int distance = kRowsAtOnce / 2; distance > 0; distance /= 2) {
+        __syncthreads();
+        if (row >= distance) continue;
+        of_row[0][row][column] += of_row[0][row + distance][column];
+        of_row[1][row][column] += of_row[1][row + distance][column];
+    }
+    if (row != 0 || c >= channels) return;
+    p.grad_sum[sample * channels + c] = static_cast<float>(of_row[0][0][column]);
+    p.grad_dot_normalized[sample * channels + c] = static_cast<float>(of_row[1][0][column]);
+}
+
+// Blocks of columns, for the sums above; after them gradients of the parameters, an element a thread, those of all
+// tensors one after another.
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     parameter_gradients(const __grid_constant__ BackwardProblem p, const __grid_constant__ BackwardPlan plan,
-                        const float* __restrict__ sums, const __grid_constant__ GlobalResponse response) {
+                        const float* __restrict__ sums, const __grid_constant__ GlobalResponse response,
+                        unsigned blocks_of_columns) {
+    if (blockIdx.x < blocks_of_columns) return norm_sums(p, plan, sums, blockIdx.x);
     const Extents& extents = p.bottleneck.extents;
     const std::int64_t channels = extents.channels;
     const std::int64_t hidden = extents.hidden;
     const std::int64_t outputs = extents.outputs;
     const bool grn = p.bottleneck.grn_gamma.data != nullptr;
-    std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    std::int64_t i = std::int64_t{blockIdx.x - blocks_of_columns} * kThreads + threadIdx.x;
     const auto add_samples = [&](auto&& of_sample) {
         double sum = 0.0;
         for (std::int64_t n = 0; n < extents.batch; ++n) sum += of_sample(sums + n * plan.sums(), n);
@@ -170,31 +210,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     });
 }
 
-// Sums of the gradient of the normalised tensor: a block owns 32 channels of a sample, its warps share the hidden ones.
-__global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
-    norm_sums(const __grid_constant__ BackwardProblem p, const __grid_constant__ BackwardPlan plan,
-              const float* __restrict__ sums) {
-    const std::int64_t channels = p.bottleneck.extents.channels;
-    const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kWarpSize + threadIdx.x % kWarpSize;
-    const float* const of_sample = sums + blockIdx.y * plan.sums();
-    double sum = 0.0;
-    double dot = 0.0;
-    if (c < channels) {
-        for (std::int64_t h = threadIdx.x / kWarpSize; h < p.bottleneck.extents.hidden; h += kWarps) {
-            const double weight = load_parameter(p.bottleneck.expand_weight, h * channels + c);
-            sum += weight * of_sample[plan.hidden_sums() + h];
-            dot += weight * of_sample[plan.normalized() + h * plan.channels + c];
-        }
-    }
-    MEDNEXT_OPS_SHARED(of_warp, double[kWarps][kWarpSize]);
-    sum = add_warps(of_warp, sum);
-    dot = add_warps(of_warp, dot);
-    if (threadIdx.x < kWarpSize && c < channels) {
-        p.grad_sum[blockIdx.y * channels + c] = static_cast<float>(sum);
-        p.grad_dot_normalized[blockIdx.y * channels + c] = static_cast<float>(dot);
-    }
-}
-
 // Samples are the grid's second dimension.
 constexpr std::int64_t kMaxSamples = 65535;
 
@@ -207,7 +222,8 @@ cudaError_t launch_add_parts(const BackwardPlan& plan, std::int64_t batch, std::
     if (batch > kMaxSamples) return cudaErrorInvalidConfiguration;
     const dim3 grid(static_cast<unsigned>(ceil_div(count, kWarpSize)), static_cast<unsigned>(batch));
     const std::int64_t parts = std::int64_t{plan.parts} * plan.splits;
-    return launch<add_parts>({grid, kThreads, 0, stream}, partial, parts, plan.sums(), begin, count, sums);
+    return launch<add_parts>({grid, kWarpsOfParts * kWarpSize, 0, stream}, partial, parts, plan.sums(), begin, count,
+                             sums);
 }
 
 cudaError_t launch_global_response(const Bottleneck& bottleneck, const BackwardPlan& plan, bool gradients,
@@ -222,12 +238,12 @@ cudaError_t launch_parameter_gradients(const BackwardProblem& problem, const Bac
                                        const GlobalResponse& response, cudaStream_t stream) {
     const Extents& e = problem.bottleneck.extents;
     if (e.batch > kMaxSamples) return cudaErrorInvalidConfiguration;
+    const std::int64_t columns = problem.wants_hidden ? e.batch * ceil_div(e.channels, kColumns) : 0;
     const std::int64_t elements = e.hidden * (e.channels + e.outputs + 2) + e.outputs;
-    cudaError_t error = launch<parameter_gradients>(
-        {static_cast<unsigned>(ceil_div(elements, kThreads)), kThreads, 0, stream}, problem, plan, sums, response);
-    if (error != cudaSuccess || !problem.wants_hidden || e.batch == 0) return error;
-    const dim3 grid(static_cast<unsigned>(ceil_div(e.channels, kWarpSize)), static_cast<unsigned>(e.batch));
-    return launch<norm_sums>({grid, kThreads, 0, stream}, problem, plan, sums);
+    const std::int64_t blocks = columns + ceil_div(elements, kThreads);
+    if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+    return launch<parameter_gradients>({static_cast<unsigned>(blocks), kThreads, 0, stream}, problem, plan, sums,
+                                       response, static_cast<unsigned>(columns));
 }
 
 }  // namespace mednext_ops::cuda::inverted_bottleneck

@@ -45,23 +45,25 @@ struct NormalizedProblem {
 cudaError_t launch_normalized(const NormalizedProblem& problem, cudaStream_t stream);
 
 // preactivation becomes h = gelu(preactivation + bias). With a gradient of h that becomes one of the preactivation, and
-// `sums` [N, R] those of it over its row. Lengths of rows are multiples of kAlignedVoxels.
+// the sums of it over its rows come out, [N, R]; behind them those of the output's gradient, [N, O], where it is given.
+// Lengths of rows are multiples of kAlignedVoxels.
 struct HiddenProblem {
     ScalarType type;
     std::int64_t batch, hidden, length;
-    const float* bias;    // [R]
-    void* preactivation;  // [N, R, length]
-    void* grad;           // the same, or null
+    const float* bias;                                // [R]
+    void* preactivation;                              // [N, R, length]
+    void* grad;                                       // the same, or null
+    std::int64_t outputs, output_sample, output_row;  // O, or zero; how far apart samples and rows are
+    const void* grad_output;                          // [N, O, length], or null
 };
 
-cudaError_t launch_hidden(const HiddenProblem& problem, cudaStream_t stream);
-
-// Partial sums of a row; `workspace` has room for as many rows.
+// How many sums there are, and of how many parts: `workspace` has room for that many times as many.
+std::int64_t summed_rows(const HiddenProblem& problem);
 std::int64_t hidden_parts(const HiddenProblem& problem);
-cudaError_t launch_hidden_gradient(const HiddenProblem& problem, float* workspace, float* sums, cudaStream_t stream);
+cudaError_t launch_hidden(const HiddenProblem& problem, float* workspace, float* sums, cudaStream_t stream);
 
 // output[front + v] = product[v] + bias + residual[v / stride], the last where every axis of v is a multiple of the
-// stride; zero in the `front` planes of each axis.
+// stride, 1 or 2; zero in the `front` planes of each axis. The skip is added to all of it.
 struct OutputProblem {
     ScalarType type;
     std::int64_t batch, channels, pitch;
@@ -69,23 +71,22 @@ struct OutputProblem {
     const void* product;                              // [N, O, pitch]
     Parameter bias;                                   // [O], or null
     const void* residual;                             // [N, O, ceil(size / stride)], or null
+    const void* skip;                                 // [N, O, size + front], or null
     void* output;                                     // [N, O, size + front]
 };
 
 cudaError_t launch_output(const OutputProblem& problem, cudaStream_t stream);
 
-// The gradient of such an output, taken apart: that of the product, dense, and that of the residual, every stride-th
-// voxel of it.
-struct OutputGradientProblem {
-    ScalarType type;
-    std::int64_t rows;                                // N * O
-    std::array<std::int64_t, 3> size, stride, front;  // as above
-    const void* grad;                                 // [rows, size + front]
-    void* interior;                                   // [rows, size]
-    void* sparse;                                     // [rows, ceil(size / stride)], or null
+// The voxels of a volume of any strides, dense; zero from V to the pitch. Its elements are of 16 bits.
+struct PackedProblem {
+    std::int64_t batch, channels, pitch;
+    std::array<std::int64_t, 3> size;    // D, H, W
+    std::array<std::int64_t, 5> stride;  // N, C, D, H, W
+    const void* input;
+    void* result;  // [N, C, pitch]
 };
 
-cudaError_t launch_output_gradient(const OutputGradientProblem& problem, cudaStream_t stream);
+cudaError_t launch_packed(const PackedProblem& problem, cudaStream_t stream);
 
 // What follows from two sums over the voxels of the preactivation's gradient: alone, s [N, R], and times the normalised
 // input, G [N, R, C].

@@ -6,6 +6,7 @@
 
 #include "../../../csrc/cuda/common/barrier.cuh"
 #include "../../../csrc/cuda/common/copy.cuh"
+#include "../../../csrc/cuda/common/divisor.cuh"
 #include "../../../csrc/cuda/common/gelu.cuh"
 #include "../../../csrc/cuda/common/launch.h"
 #include "../../../csrc/cuda/common/mma.cuh"
@@ -28,6 +29,13 @@ __global__ void indices(int* output) {
     const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
     const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     output[block * static_cast<int>(blockDim.x * blockDim.y * blockDim.z) + thread] = block * 1000 + thread;
+}
+
+// output[2][count]: quotients, remainders
+__global__ void divisions(const __grid_constant__ Divisor divisor, int count, const int* numbers, int* output) {
+    const auto [quotient, remainder] = divisor.divide(static_cast<unsigned>(numbers[threadIdx.x]));
+    output[threadIdx.x] = static_cast<int>(quotient);
+    output[count + threadIdx.x] = static_cast<int>(remainder);
 }
 
 // ---- warps ----
@@ -320,6 +328,12 @@ ENTRY run_matrix_product(int bfloat16, const std::uint16_t* a, const std::uint16
     return entered([&] {
         if (bfloat16 != 0) return launch<matrix_product<__nv_bfloat16>>(shape, a, b, d);
         return launch<matrix_product<__half>>(shape, a, b, d);
+    });
+}
+
+ENTRY run_divisions(int divisor, int count, const int* numbers, int* output) {
+    return entered([&] {
+        return launch<divisions>({1, dim3(count)}, Divisor(static_cast<unsigned>(divisor)), count, numbers, output);
     });
 }
 
