@@ -131,8 +131,9 @@ constexpr int kMostBox = 256;
 
 bool takes_planar(const ConvolutionProblem& p, int architecture) {
     return architecture >= 90 && takes_banded(p, architecture) && p.geometry.kernel.w <= p.geometry.kernel.h &&
-           p.input_size.w % 8 == 0 && p.input_size.product() > 0 && aligned(p.input, 16) &&
-           (!p.affine.given() || aligned(p.affine.output, 16)) && aligned(p.output, 8) && aligned(p.add, 8);
+           p.input_size.w % 8 == 0 && p.input_size.w < INT_MAX / 16 && p.input_size.product() > 0 &&
+           aligned(p.input, 16) && (!p.affine.given() || aligned(p.affine.output, 16)) && aligned(p.output, 8) &&
+           aligned(p.add, 8);
 }
 
 // Cycles that a multiprocessor of an H200 needs, fitted to what 1100 tiles took there (h200-planar.json; the tile that
