@@ -50,8 +50,8 @@ def _plain(argument: Any) -> Any:
 def differentiate(op: Any, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None) -> None:
     """Give an op its gradient formula, of the form that ``torch.library.register_autograd`` takes.
 
-    That function's own kernel reads the schema, argument by argument, in each forward pass, to fill in defaults: a fifth
-    of a millisecond for a block. Ours have none.
+    That function's own kernel reads the schema, argument by argument, in each forward pass, to fill in defaults. Ours
+    have none.
     """
     schema = op._schema
     if any("[]" in str(returned.type) or "List" in str(returned.type) for returned in schema.returns):
