@@ -235,7 +235,8 @@ class MedNeXt(nn.Module):
 def _runs_alone(block: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a block's forward is that of its kind, not another's, and no hook waits for what it returns."""
     own_forward = "forward" not in vars(block) and type(block).forward is kind.forward
-    return own_forward and not block._forward_hooks
+    hooks = block._forward_hooks or block._backward_hooks or block._backward_pre_hooks
+    return own_forward and not hooks
 
 
 class DeepSupervisionSwitch:

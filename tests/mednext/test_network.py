@@ -170,6 +170,16 @@ def test_an_up_block_keeps_its_own_output_where_others_look_at_it_or_make_it(tin
         torch.testing.assert_close(found, skip + factor * output)
 
 
+@pytest.mark.parametrize("name", ["down_0", "up_0"])
+def test_a_backward_hook_sees_the_gradient_of_the_blocks_output_alone(tiny, filled, name):
+    net, x = filled(MedNeXt(**tiny), 5), image(1, 1, 16, 16, 16)
+    seen = []
+    getattr(net, name).register_full_backward_hook(lambda module, inputs, outputs: seen.append((inputs, outputs)))
+    net(x).sum().backward()
+    ((inputs, outputs),) = seen
+    assert len(outputs) == 1 and len(inputs) == 1 and all(t is not None for t in (*inputs, *outputs))
+
+
 def test_a_frozen_encoder_gets_no_gradient_and_the_decoder_the_same(tiny, filled):
     network = filled(MedNeXt(**tiny), 8)
     partly = copy.deepcopy(network)
