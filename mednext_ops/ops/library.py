@@ -54,7 +54,7 @@ def differentiate(op: Any, backward: Callable[..., Any], setup_context: Callable
     have none.
     """
     schema = op._schema
-    if any("[]" in str(returned.type) or "List" in str(returned.type) for returned in schema.returns):
+    if any(isinstance(returned.type, torch.ListType) for returned in schema.returns):
         torch.library.register_autograd(op._name, backward, setup_context=setup_context, lib=_library)
         return
     assert not any(argument.has_default_value() or argument.kwarg_only for argument in schema.arguments)
@@ -66,10 +66,10 @@ def differentiate(op: Any, backward: Callable[..., Any], setup_context: Callable
     class Differentiated(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            *inputs, keyset = args
-            output = below(keyset, tuple(inputs))
+            inputs, keyset = args[:-1], args[-1]
+            output = below(keyset, inputs)
             if setup_context is not None:
-                setup_context(ctx, tuple(inputs), output)
+                setup_context(ctx, inputs, output)
             return output
 
         @staticmethod
