@@ -141,4 +141,15 @@ __device__ inline Moments<Real> merge_warp(Moments<Real> mine) {
     return mine;
 }
 
+// The moments of a block out of those of its lanes, in the order of the warps; `of_warp` is shared, a place a warp.
+__device__ inline void store_moments(const Moments<double>& of_lane, Moments<double>* of_warp,
+                                     Moments<double>* result) {
+    Moments<double> all = merge_warp(of_lane);
+    if (threadIdx.x % kWarpSize == 0) of_warp[threadIdx.x / kWarpSize] = all;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (unsigned other = 1; other < blockDim.x / kWarpSize; ++other) all = merge(all, of_warp[other]);
+    *result = all;
+}
+
 }  // namespace mednext_ops::cuda

@@ -29,9 +29,7 @@ bool at_pairs(const void* pointer) {
 cudaError_t launch_banded_convolution(const ConvolutionProblem& p, const BandedTile& tile, Moments<double>* moments,
                                       cudaStream_t stream) {
     const Triple kernel = p.geometry.kernel;
-    // A scatter is a gather with the mirrored kernel: output o takes tap k of input o + padding - k.
-    const auto padding = [&](std::int64_t taps, std::int64_t given) { return p.scatter ? taps - 1 - given : given; };
-    BandedParameters parameters{};
+    BandedParameters parameters{{p, moments}, {}, false, tile};
     parameters.source = {p.input,
                          p.affine,
                          tile.fill,
@@ -40,21 +38,7 @@ cudaError_t launch_banded_convolution(const ConvolutionProblem& p, const BandedT
                          static_cast<int>(p.input_size.w),
                          {},
                          {}};
-    parameters.weight = p.weight;
-    parameters.bias = p.bias;
-    parameters.mirrored = p.scatter;
-    parameters.kernel_w = static_cast<int>(kernel.w);
-    parameters.pad_d = static_cast<int>(padding(kernel.d, p.geometry.padding.d));
-    parameters.pad_h = static_cast<int>(padding(kernel.h, p.geometry.padding.h));
-    parameters.out_d = static_cast<int>(p.output_size.d);
-    parameters.out_h = static_cast<int>(p.output_size.h);
-    parameters.out_w = static_cast<int>(p.output_size.w);
-    parameters.channels = p.channels;
-    parameters.add = p.add;
-    parameters.output = p.output;
     parameters.pairs = p.output_size.w % 2 == 0 && at_pairs(p.output) && at_pairs(p.add);
-    parameters.moments = moments;
-    parameters.tile = tile;
     const std::int64_t blocks = p.batch * p.channels * tile.tiles();
     if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
 

@@ -37,22 +37,15 @@
 #include "../common/scalar_types.cuh"
 #include "../common/shared_memory.cuh"
 #include "banded_convolution.h"
+#include "convolution_operands.h"
 #include "plane_fill.cuh"
+#include "ring_of_places.cuh"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
-struct BandedParameters {
+struct BandedParameters : ConvolutionOperands {
     PlaneSource source;
-    Parameter weight, bias;
-    bool mirrored;  // the weight's taps in reverse: a scatter
-    int kernel_w;
-    int pad_d, pad_h;
-    int out_d, out_h, out_w;
-    std::int64_t channels;
-    const void* add;
-    void* output;
     bool pairs;  // two outputs are stored at once
-    Moments<double>* moments;
     BandedTile tile;
 };
 
@@ -174,18 +167,6 @@ struct Banded {
                     }
                 }
             }
-        }
-    }
-
-    // Calls function<newest>(): which sums are meant must be named by constants, or they are no registers.
-    template <int Place = 0, typename Function>
-    __device__ static void at_place(int newest, Function&& function) {
-        if constexpr (Place + 1 == KD) {
-            function.template operator()<Place>();
-        } else if (newest == Place) {
-            function.template operator()<Place>();
-        } else {
-            at_place<Place + 1>(newest, function);
         }
     }
 
@@ -330,7 +311,7 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::k
         if constexpr (!Core::kWholeBand) make_opaque(lower);  // both halves of every band take twice the registers
         float complete[kFragments][4];
         if constexpr (Core::kRotates) {
-            Core::at_place(newest, [&]<int Newest>() {
+            at_place<KD>(newest, [&]<int Newest>() {
                 Core::template multiply<Newest>(acc, band, lower, bias, plane, window, tile.row_pitch());
 #pragma unroll
                 for (int i = 0; i < 4 * kFragments; ++i) complete[i / 4][i % 4] = acc[(Newest + 1) % KD][i / 4][i % 4];
@@ -376,16 +357,8 @@ __global__ void __launch_bounds__(256, Banded<T, KD, KH, FullRows, Fragments>::k
     ring.finish();
 
     if (p.moments != nullptr) {
-        Moments<double>* const of_warp = shared_array(shared.of_warp);
-        Moments<double> all = merge_warp(running.moments((d1 - d0) * __popc(inside)));
-        if (lane == 0) of_warp[warp] = all;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            for (int other = 1; other < static_cast<int>(blockDim.x) / kWarpSize; ++other) {
-                all = merge(all, of_warp[other]);
-            }
-            p.moments[blockIdx.x] = all;
-        }
+        store_moments(running.moments((d1 - d0) * __popc(inside)), shared_array(shared.of_warp),
+                      p.moments + blockIdx.x);
     }
 #endif
 }

@@ -36,6 +36,7 @@
 #include "../common/opaque.cuh"
 #include "../common/scalar_types.cuh"
 #include "../common/shared_memory.cuh"
+#include "affine_map.cuh"
 #include "banded_weight_gradient.h"
 #include "plane_fill.cuh"
 #include "ring_of_places.cuh"
@@ -208,18 +209,6 @@ struct BandedWeightGradient {
         }
     }
 
-    // Calls function<newest>() for one step. What is held must be named by constants, or it is no register.
-    template <int Place = 0, typename Function>
-    __device__ static void at_place(int newest, Function&& function) {
-        if constexpr (Place + 1 == KD) {
-            function.template operator()<Place>();
-        } else if (newest == Place) {
-            function.template operator()<Place>();
-        } else {
-            at_place<Place + 1>(newest, function);
-        }
-    }
-
     // ---- store ----
 
     // Floats that the sum over a block's warps takes.
@@ -320,7 +309,7 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
         __syncthreads();  // the planes are there, and nobody reads those before them any more
         const unsigned char* large_plane = large.turn();
         const unsigned char* small_plane = small.turn();
-        Core::at_place(newest, [&]<int Newest>() {
+        at_place<KD>(newest, [&]<int Newest>() {
             Core::template hold<Newest>(held, has_small, small_plane, places, p);
             if (has_large) Core::template multiply<Newest>(acc, held, large_plane, places, p);
         });
@@ -339,19 +328,7 @@ template <typename T, int KD, int K, bool Mapped>
 struct BoxedWeightGradient {
     using Core = BandedWeightGradient<T, KD, K>;
 
-    // In shared memory: a warp needs it once a step, and registers are what this kernel has least of.
-    struct alignas(16) Map {
-        float scale, slope, offset, unused;
-
-        __device__ unsigned operator()(unsigned grads, unsigned outputs) const {
-            float grad[2];
-            float output[2];
-            unpack<T>(grads, grad[0], grad[1]);
-            unpack<T>(outputs, output[0], output[1]);
-            return round_pair<T>(fmaf(scale, grad[0], fmaf(slope, output[0], offset)),
-                                 fmaf(scale, grad[1], fmaf(slope, output[1], offset)));
-        }
-    };
+    using Map = AffineMap<T>;
 
     struct Shared {
         SharedLayout layout;
@@ -465,8 +442,7 @@ __global__ void __launch_bounds__(BandedWeightGradient<T, KD, K>::kMostThreads,
         }
         mbarrier_initialised();
         if constexpr (Mapped) {
-            const AffineGradient& of = p.small.affine;
-            *map = {of.scale[place.volume], of.slope[place.volume], of.offset[place.volume], 0.0f};
+            *map = Boxed::Map::of(p.small.affine, place.volume);
         }
         for (int ahead = 0; ahead < stages && begin + ahead < place.d1; ++ahead) {
             Boxed::ask(p, place, begin + ahead, planes + ahead * stage_bytes, full + ahead);

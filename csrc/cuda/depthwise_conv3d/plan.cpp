@@ -227,7 +227,30 @@ constexpr std::int64_t kStridedConvolutionWarps = 12;
 // What begins and ends a block costs about as much as so many input planes.
 constexpr std::int64_t kStridedPlanesABlock = 4;
 
-// The tile follows from the shape alone, cut along D as banded_tile() does.
+// Cuts `extent` planes of a tile along D as banded_tile() does; `planes(depth)` is how many a block of so many takes.
+template <typename Tile, typename Planes>
+void cut_along_d(const ConvolutionProblem& p, std::int64_t extent, Planes&& planes, Tile* tile) {
+    int depth = 0;
+    double least = 0.0;
+    const auto set_depth = [&](std::int64_t of_block) {
+        tile->depth = static_cast<int>(of_block);
+        tile->tiles_d = static_cast<int>(ceil_div(extent, of_block));
+    };
+    for (std::int64_t cuts = 1; cuts <= std::min<std::int64_t>(extent, 64); ++cuts) {
+        set_depth(ceil_div(extent, cuts));
+        const std::int64_t blocks = p.batch * p.channels * tile->tiles();
+        const double warps = static_cast<double>(blocks * tile->warps) / kProcessors;
+        const double cost = static_cast<double>(ceil_div(blocks, kProcessors) * planes(tile->depth)) /
+                            std::min(warps / static_cast<double>(kStridedConvolutionWarps), 1.0);
+        if (depth == 0 || cost < least) {
+            depth = tile->depth;
+            least = cost;
+        }
+    }
+    set_depth(depth);
+}
+
+// The tile follows from the shape alone.
 StridedTile strided_tile(const ConvolutionProblem& p) {
     const auto k = static_cast<int>(p.geometry.kernel.d);
     const Triple out = p.output_size;
@@ -243,23 +266,7 @@ StridedTile strided_tile(const ConvolutionProblem& p) {
     tile.pairs = static_cast<int>(ceil_div(pairs, tile.tiles_h));
     tile.warps = static_cast<int>(ceil_div(tile.pairs * tile.quads, StridedTile::kFragments * StridedTile::kWindows));
 
-    int depth = 0;
-    double least = 0.0;
-    for (std::int64_t cuts = 1; cuts <= std::min<std::int64_t>(out.d, 64); ++cuts) {
-        tile.depth = static_cast<int>(ceil_div(out.d, cuts));
-        tile.tiles_d = static_cast<int>(ceil_div(out.d, tile.depth));
-        const std::int64_t blocks = p.batch * p.channels * tile.tiles();
-        const std::int64_t planes = 2 * tile.depth + k - 2 + kStridedPlanesABlock;
-        const double warps = static_cast<double>(blocks * tile.warps) / kProcessors;
-        const double cost = static_cast<double>(ceil_div(blocks, kProcessors) * planes) /
-                            std::min(warps / static_cast<double>(kStridedConvolutionWarps), 1.0);
-        if (depth == 0 || cost < least) {
-            depth = tile.depth;
-            least = cost;
-        }
-    }
-    tile.depth = depth;
-    tile.tiles_d = static_cast<int>(ceil_div(out.d, depth));
+    cut_along_d(p, out.d, [&](int depth) { return 2 * depth + k - 2 + kStridedPlanesABlock; }, &tile);
     tile.direct = p.input_size.w % 4 == 0 && aligned(p.input, 8) && !p.affine.given();
     return tile;
 }
@@ -277,7 +284,7 @@ constexpr int kMostScatterPlaneBytes = 9 * 1024;
 // What begins and ends a block costs about as much as so many input planes.
 constexpr std::int64_t kScatterPlanesABlock = 2;
 
-// The tile follows from the shape alone, cut along D as banded_tile() does.
+// The tile follows from the shape alone.
 ScatterTile scatter_tile(const ConvolutionProblem& p) {
     const auto k = static_cast<int>(p.geometry.kernel.d);
     const Triple pairs = streaming_scatter_size(p);  // of output planes and rows
@@ -295,23 +302,7 @@ ScatterTile scatter_tile(const ConvolutionProblem& p) {
     tile.pairs = static_cast<int>(ceil_div(pairs.h, tile.tiles_h));
     tile.warps = static_cast<int>(ceil_div(tile.pairs * tile.windows, windows_of_warp));
 
-    int depth = 0;
-    double least = 0.0;
-    for (std::int64_t cuts = 1; cuts <= std::min<std::int64_t>(pairs.d, 64); ++cuts) {
-        tile.depth = static_cast<int>(ceil_div(pairs.d, cuts));
-        tile.tiles_d = static_cast<int>(ceil_div(pairs.d, tile.depth));
-        const std::int64_t blocks = p.batch * p.channels * tile.tiles();
-        const std::int64_t planes = tile.depth + (k - 1) / 2 + kScatterPlanesABlock;
-        const double warps = static_cast<double>(blocks * tile.warps) / kProcessors;
-        const double cost = static_cast<double>(ceil_div(blocks, kProcessors) * planes) /
-                            std::min(warps / static_cast<double>(kStridedConvolutionWarps), 1.0);
-        if (depth == 0 || cost < least) {
-            depth = tile.depth;
-            least = cost;
-        }
-    }
-    tile.depth = depth;
-    tile.tiles_d = static_cast<int>(ceil_div(pairs.d, depth));
+    cut_along_d(p, pairs.d, [&](int depth) { return depth + (k - 1) / 2 + kScatterPlanesABlock; }, &tile);
     tile.direct = p.input_size.w % 4 == 0 && aligned(p.input, 8) && !p.affine.given();
     return tile;
 }

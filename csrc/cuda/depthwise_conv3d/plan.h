@@ -56,10 +56,8 @@ struct PlanarTile {
     static constexpr int kFewFragments = 2;
     static constexpr int kMostFragments = 4;
     static constexpr int kHalo = 8;  // columns on each side of a row: boxes begin at an octet
-    // Planes of a gradient that is computed are made so many steps ahead: as many in the making, as many that a warp
-    // that is behind may still use, and the one in turn.
-    static constexpr int kAhead = 1;
-    static constexpr int kOperands = 2 * kAhead + 1;
+    // Planes of a gradient that is computed: one in use, by some warps still the one before it, one in the making.
+    static constexpr int kOperands = 3;
 
     static constexpr int unit_rows(int kernel_h) { return kernel_h == 7 ? 4 : 2; }
     static constexpr int units(int kernel_h) { return kernel_h == 7 ? 8 : 16; }  // of a warp, side by side

@@ -22,36 +22,23 @@ cudaError_t launch_planar_convolution(const ConvolutionProblem& p, const PlanarT
                                       cudaStream_t stream) {
     const Triple kernel = p.geometry.kernel;
     const auto kh = static_cast<int>(kernel.h);
-    // A scatter is a gather with the mirrored kernel: output o takes tap k of input o + padding - k.
-    const auto padding = [&](std::int64_t taps, std::int64_t given) { return p.scatter ? taps - 1 - given : given; };
     const std::int64_t blocks = p.batch * p.channels * tile.tiles();
     if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
 
-    PlanarParameters parameters{};
+    PlanarParameters parameters{{p, moments},
+                                {},
+                                {},
+                                p.affine,
+                                static_cast<int>(p.input_size.d),
+                                static_cast<int>(p.input_size.h),
+                                static_cast<int>(p.input_size.w),
+                                tile};
     const PlaneBoxes boxes{p.type, p.batch * p.channels, p.input_size, tile.row_bytes(kh) / 2, tile.plane_rows(kh)};
     cudaError_t error = encode_planes(boxes, p.input, &parameters.box);
     if (error == cudaSuccess && p.affine.given()) {
         error = encode_planes(boxes, p.affine.output, &parameters.box_output);
     }
     if (error != cudaSuccess) return error;
-    parameters.affine = p.affine;
-    parameters.in_d = static_cast<int>(p.input_size.d);
-    parameters.in_h = static_cast<int>(p.input_size.h);
-    parameters.in_w = static_cast<int>(p.input_size.w);
-    parameters.weight = p.weight;
-    parameters.bias = p.bias;
-    parameters.mirrored = p.scatter;
-    parameters.kernel_w = static_cast<int>(kernel.w);
-    parameters.pad_d = static_cast<int>(padding(kernel.d, p.geometry.padding.d));
-    parameters.pad_h = static_cast<int>(padding(kernel.h, p.geometry.padding.h));
-    parameters.out_d = static_cast<int>(p.output_size.d);
-    parameters.out_h = static_cast<int>(p.output_size.h);
-    parameters.out_w = static_cast<int>(p.output_size.w);
-    parameters.channels = p.channels;
-    parameters.add = p.add;
-    parameters.output = p.output;
-    parameters.moments = moments;
-    parameters.tile = tile;
 
     const auto count = static_cast<unsigned>(blocks);
     const bool flat = kernel.d == 1;

@@ -3,6 +3,18 @@
 
 namespace mednext_ops::cuda::depthwise_conv3d {
 
+// Calls function<place>() for one of the places.
+template <int Places, int Place = 0, typename Function>
+__device__ inline void at_place(int place, Function&& function) {
+    if constexpr (Place + 1 == Places) {
+        function.template operator()<Place>();
+    } else if (place == Place) {
+        function.template operator()<Place>();
+    } else {
+        at_place<Places, Place + 1>(place, function);
+    }
+}
+
 // Calls function<place>() for places 0, 1, ... Places - 1, 0, 1, ... until it says that this was the last: without a
 // meeting of ways, at which registers would have to be moved, but with what the function does Places times in the
 // kernel.
@@ -32,8 +44,6 @@ struct StageCounter {
         index = index + 1 == stages ? 0 : index + 1;
         if (index == 0) parity ^= 1;
     }
-
-    __device__ int index_before(int steps) const { return index < steps ? index - steps + stages : index - steps; }
 
     __device__ StageCounter before() const {
         StageCounter result(*this);

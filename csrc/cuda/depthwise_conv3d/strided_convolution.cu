@@ -22,17 +22,10 @@ bool at_pairs(const void* pointer) {
 
 cudaError_t launch_strided_convolution(const ConvolutionProblem& p, const StridedTile& tile, Moments<double>* moments,
                                        cudaStream_t stream) {
-    const std::int64_t volumes = p.batch * p.channels;
-    const std::int64_t count = volumes * tile.tiles();
+    const std::int64_t count = p.batch * p.channels * tile.tiles();
     if (count == 0) return cudaSuccess;
     if (count > INT_MAX) return cudaErrorInvalidConfiguration;
-    const StridedSource source{p.input,
-                               p.affine,
-                               volumes,
-                               static_cast<int>(p.input_size.d),
-                               static_cast<int>(p.input_size.h),
-                               static_cast<int>(p.input_size.w)};
-    const StridedParameters parameters{source,
+    const StridedParameters parameters{StridedSource(p),
                                        p.weight,
                                        p.bias,
                                        static_cast<int>(p.output_size.d),

@@ -301,16 +301,8 @@ __global__ void __launch_bounds__(StridedGather<T, K, Fill>::kMostThreads,
     planes.finish();
 
     if (p.moments != nullptr) {
-        Moments<double>* const of_warp = shared_array(shared.of_warp);
-        Moments<double> all = merge_warp(running.moments(static_cast<std::int64_t>(d1 - d0) * __popc(inside)));
-        if (lane == 0) of_warp[warp] = all;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            for (int other = 1; other < static_cast<int>(blockDim.x) / kWarpSize; ++other) {
-                all = merge(all, of_warp[other]);
-            }
-            p.moments[blockIdx.x] = all;
-        }
+        store_moments(running.moments(static_cast<std::int64_t>(d1 - d0) * __popc(inside)),
+                      shared_array(shared.of_warp), p.moments + blockIdx.x);
     }
 #endif
 }

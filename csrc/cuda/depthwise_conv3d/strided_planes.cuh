@@ -30,6 +30,15 @@ struct StridedSource {
     AffineGradient affine;
     std::int64_t volumes;
     int d, h, w;
+
+    StridedSource() = default;
+    explicit StridedSource(const ConvolutionProblem& p)
+        : data(p.input),
+          affine(p.affine),
+          volumes(p.batch * p.channels),
+          d(static_cast<int>(p.input_size.d)),
+          h(static_cast<int>(p.input_size.h)),
+          w(static_cast<int>(p.input_size.w)) {}
 };
 
 // How they come in, as above.

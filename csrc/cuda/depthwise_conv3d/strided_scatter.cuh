@@ -467,7 +467,6 @@ __global__ void __launch_bounds__(StridedScatter<T, K, Fill>::kMostThreads,
     planes.finish();
 
     if (p.moments != nullptr) {
-        Moments<double>* const of_warp = shared_array(shared.of_warp);
         float pivots[2];
         unpack<T>(pivot, pivots[0], pivots[1]);
         running.pivot = pivots[0];
@@ -480,15 +479,7 @@ __global__ void __launch_bounds__(StridedScatter<T, K, Fill>::kMostThreads,
             const int mask = Core::masks_of(masks, i / (kFragments * 4), i / 4 % kFragments)[i % 4];
             counted += static_cast<std::int64_t>(planes_stored[i / (kFragments * 4)]) * (__popc(mask) / 16);
         }
-        Moments<double> all = merge_warp(running.moments(counted));
-        if (lane == 0) of_warp[warp] = all;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            for (int other = 1; other < static_cast<int>(blockDim.x) / kWarpSize; ++other) {
-                all = merge(all, of_warp[other]);
-            }
-            p.moments[blockIdx.x] = all;
-        }
+        store_moments(running.moments(counted), shared_array(shared.of_warp), p.moments + blockIdx.x);
     }
 #endif
 }
