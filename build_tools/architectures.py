@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from build_tools.settings import BuildError
 
-__all__ = ["Architecture", "parse_architectures", "split_known"]
+__all__ = ["Architecture", "gencode_flags", "parse_architectures", "split_known"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,28 @@ class Architecture:
         return f"{self.number}{self.suffix}{'+PTX' if self.ptx else ''}"
 
     @property
-    def flags(self) -> list[str]:
-        name = f"{self.number}{self.suffix}"
-        flags = [f"-gencode=arch=compute_{name},code=sm_{name}"]
-        if self.ptx:
-            flags.append(f"-gencode=arch=compute_{name},code=compute_{name}")
-        return flags
+    def name(self) -> str:
+        return f"{self.number}{self.suffix}"
+
+    @property
+    def generation(self) -> int:
+        return self.number // 10
+
+
+def gencode_flags(architectures: list[Architecture]) -> list[str]:
+    """nvcc's flags for machine code of each architecture, and PTX where one asks for it.
+
+    Architectures of one generation (80, 86, 89) have the same instructions: the C++ is compiled once for the least of
+    them, which takes most of nvcc's time, and what it gives is translated to the machine code of each.
+    """
+    flags = []
+    for a in architectures:
+        kin = [other for other in architectures if other.generation == a.generation and not other.suffix]
+        least = a if a.suffix else min(kin, key=lambda other: other.number)
+        flags.append(f"-gencode=arch=compute_{least.name},code=sm_{a.name}")
+        if a.ptx:
+            flags.append(f"-gencode=arch=compute_{a.name},code=compute_{a.name}")
+    return flags
 
 
 def parse_architectures(text: str) -> list[Architecture]:

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import pytest
 
-from build_tools.architectures import parse_architectures, split_known
+from build_tools.architectures import gencode_flags, parse_architectures, split_known
 from build_tools.settings import DEFAULT_ARCHITECTURES, BuildError
 from mednext_ops import native
 
 
 def test_the_default_becomes_machine_code_for_each_and_ptx_of_the_newest() -> None:
-    flags = [flag for a in parse_architectures(DEFAULT_ARCHITECTURES) for flag in a.flags]
-    assert flags == [
+    assert gencode_flags(parse_architectures(DEFAULT_ARCHITECTURES)) == [
         "-gencode=arch=compute_75,code=sm_75",
         "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_86,code=sm_86",
-        "-gencode=arch=compute_89,code=sm_89",
+        "-gencode=arch=compute_80,code=sm_86",
+        "-gencode=arch=compute_80,code=sm_89",
         "-gencode=arch=compute_90a,code=sm_90a",
         "-gencode=arch=compute_100,code=sm_100",
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
+def test_those_of_one_generation_share_what_is_compiled_for_the_least_of_them() -> None:
+    assert gencode_flags(parse_architectures("89;86;90;90a;100f;103+PTX")) == [
+        "-gencode=arch=compute_86,code=sm_89",
+        "-gencode=arch=compute_86,code=sm_86",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100f,code=sm_100f",
+        "-gencode=arch=compute_103,code=sm_103",
+        "-gencode=arch=compute_103,code=compute_103",
     ]
 
 
