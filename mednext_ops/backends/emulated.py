@@ -29,6 +29,7 @@ __all__ = [
     "group_norm_statistics",
     "inverted_bottleneck",
     "inverted_bottleneck_backward",
+    "launches_only",
     "packed_voxels",
     "pointwise_conv3d",
     "pointwise_conv3d_backward",
@@ -72,6 +73,20 @@ def thread_order(order: str, seed: int = 0) -> Iterator[None]:
         yield
     finally:
         _order, _seed = previous
+
+
+@contextlib.contextmanager
+def launches_only() -> Iterator[None]:
+    """Launches are planned and checked, but no kernel runs: what a host does for a step can be timed alone.
+
+    Results are what lay in memory.
+    """
+    set_running = native.library_functions("emulated").mednext_ops_emulation_set_running
+    set_running(ctypes.c_int(0))
+    try:
+        yield
+    finally:
+        set_running(ctypes.c_int(1))
 
 
 @contextlib.contextmanager

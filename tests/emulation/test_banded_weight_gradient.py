@@ -93,6 +93,35 @@ def test_every_shape_of_tile(emulated, size, kernel):
     check(by_kernel(emulated, grad, input, geometry), grad, input, geometry)
 
 
+# Kernel, channels and rows with which a warp has so many patches: there are kernels for some numbers, and one for any.
+PATCHES = [
+    (3, 200, 29, 8),
+    (3, 200, 25, 7),
+    (3, 132, 33, 3),
+    (5, 200, 28, 5),
+    (5, 70, 55, 4),
+    (5, 70, 37, 3),
+    (7, 140, 31, 4),
+    (7, 140, 21, 3),
+]
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("extent", "channels", "rows", "patches"), PATCHES)
+def test_every_number_of_patches_a_warp(emulated, extent, channels, rows, patches, affine):
+    geometry = geometry_of((extent,) * 3)
+    input, grad = draw((2, rows, 8), geometry, torch.bfloat16, 1, channels)
+    plan = plan_of(input.shape, geometry, torch.bfloat16, affine=affine)
+    assert (plan["fill"], plan["patches_a_warp"]) == ("boxes", patches)
+    gradient = affine_gradient(grad) if affine else grad
+    weight = by_kernel(emulated, gradient, input, geometry)
+    rounded = written_out(gradient, torch.bfloat16) if affine else grad
+    error = rms_error(weight, eager(rounded.double(), input.double(), geometry))
+    assert error <= (torch.finfo(torch.bfloat16).eps / 16 if affine else 1e-6)
+    with emulated.thread_order("shuffled", 7):
+        assert torch.equal(by_kernel(emulated, gradient, input, geometry), weight)
+
+
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (5, 5, 5), (1, 7, 7)])
 @pytest.mark.parametrize(("d", "h"), [(0, 0), (2, 0), (0, 3), (4, 5)])
 def test_any_padding_along_d_and_h(emulated, kernel, d, h):

@@ -48,6 +48,9 @@ cudaError_t launch_banded_weight_gradient(const WeightGradientProblem& p, const 
                                         .large = {},
                                         .small_planes = tile.small_planes(k, of_small.given()),
                                         .large_planes = tile.large_planes(k, of_large.given())};
+    const int patch_rows = WeightGradientTile::patch_rows(k);
+    parameters.small_patch_bytes = patch_rows * parameters.small_planes.row_pitch * 16;
+    parameters.large_patch_bytes = patch_rows * parameters.large_planes.row_pitch * 16;
     cudaError_t error =
         make_source(p, p.small_size, parameters.small_planes, tile.fill, p.small, of_small, &parameters.small);
     if (error != cudaSuccess) return error;

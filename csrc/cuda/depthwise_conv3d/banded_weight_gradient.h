@@ -1,4 +1,4 @@
-// The banded core of the weight gradient, on tensor cores. See banded_weight_gradient.cuh.
+// The banded core of the weight gradient, on tensor cores. See weight_gradient_patches.cuh.
 #pragma once
 
 #include <cuda_runtime_api.h>

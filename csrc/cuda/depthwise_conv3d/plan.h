@@ -201,7 +201,7 @@ struct WeightGradientTile {
     constexpr int rows(int kernel_h) const { return warps_h * patches * patch_rows(kernel_h); }
 
     // Rows follow on in shared memory so that a warp's loads find each word in another bank:
-    // banded_weight_gradient.cuh.
+    // weight_gradient_patches.cuh.
     constexpr PlaneLayout large_planes(int kernel_h, bool affine) const {
         const int octets = 2 * warps_w + 2 * kLargeHalo / 8;
         int pitch = octets;

@@ -4,7 +4,7 @@
 //
 // A block walks along D as in banded_convolution.cuh: the sums of KD output planes lie in a ring of registers; the code
 // of a step exists once a place. No barrier of the block in the walk: a warp waits for its plane, reads it, says so,
-// and goes on; the warps take turns at asking for planes further on (banded_weight_gradient.cuh). A gradient that is
+// and goes on; the warps take turns at asking for planes further on (boxed_weight_gradient.cuh). A gradient that is
 // not written out (Mapped) is computed by all warps into planes of its own, a step ahead of its use.
 //
 // The order of every sum is that of the pairs of rows and of the planes: the same bits always. A value that is not
