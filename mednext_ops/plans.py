@@ -142,7 +142,7 @@ def bottleneck_plans(
         channels_last=channels_last,
         architecture=architecture,
     )
-    if DTYPES.get(dtype, dtype) != "float32" and not grn and not channels_last:
+    if not grn and not channels_last:
         return {name: {"core": "products"} if plan["core"] == "none" else plan for name, plan in plans.items()}
     return plans
 

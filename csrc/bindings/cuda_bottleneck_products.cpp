@@ -15,12 +15,6 @@ namespace kernels = mednext_ops::cuda::inverted_bottleneck;
 
 using MaybeTensor = std::optional<Tensor>;
 
-void require_half(const char* op, const char* name, const Tensor& tensor) {
-    const ScalarType type = tensor.scalar_type();
-    require(type == ScalarType::Half || type == ScalarType::BFloat16, op, ": ", name,
-            " must be float16 or bfloat16, got ", torch::headeronly::toString(type));
-}
-
 void require_shape(const char* op, const char* name, const Tensor& tensor, std::initializer_list<std::int64_t> sizes) {
     bool fits = tensor.dim() == static_cast<std::int64_t>(sizes.size());
     std::string expected;
@@ -66,7 +60,7 @@ std::int64_t aligned_voxels(std::int64_t voxels) {
 // Rows that a kernel changes where they lie.
 void require_rows(const char* op, const char* name, const Tensor& rows) {
     require(rows.dim() == 3, op, ": ", name, " must be [N, R, voxels], got ", shape_of(rows));
-    require_half(op, name, rows);
+    require_floating_type(op, name, rows);
     require(rows.is_contiguous() && rows.size(2) % kernels::kAlignedVoxels == 0 &&
                 reinterpret_cast<std::uintptr_t>(rows.const_data_ptr()) % 16 == 0,
             op, ": ", name, " must be contiguous, its rows multiples of ", kernels::kAlignedVoxels, " voxels, got ",
@@ -78,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bottleneck_weights(const Tensor& inpu
                                                               const MaybeTensor& expand_bias,
                                                               const Tensor& compress_weight) {
     constexpr const char* op = "bottleneck_weights";
-    require_half(op, "input", input);
+    require_floating_type(op, "input", input);
     require(expand_weight.dim() == 2, op, ": expand_weight must be [hidden, channels], got ", shape_of(expand_weight));
     require(compress_weight.dim() == 2, op, ": compress_weight must be [outputs, hidden], got ",
             shape_of(compress_weight));
@@ -118,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bottleneck_weights(const Tensor& inpu
 Tensor bottleneck_normalized(const Tensor& input, const Tensor& mean, const Tensor& rstd) {
     constexpr const char* op = "bottleneck_normalized";
     require_volume(op, "input", input);
-    require_half(op, "input", input);
+    require_floating_type(op, "input", input);
     require(mean.dim() == 2, op, ": mean must be [", input.size(0), ", groups], got ", shape_of(mean));
     require_groups(op, mean.size(1), input.size(1));
     require_floats(op, "mean", mean, {input.size(0), mean.size(1)}, input);
@@ -216,7 +210,7 @@ Tensor bottleneck_output(const Tensor& product, const MaybeTensor& bias, const M
                          const std::vector<std::int64_t>& stride, const std::vector<std::int64_t>& front) {
     constexpr const char* op = "bottleneck_output";
     require(product.dim() == 3, op, ": product must be [N, O, voxels], got ", shape_of(product));
-    require_half(op, "product", product);
+    require_floating_type(op, "product", product);
     const Sizes sizes = require_three(op, "size", size, 0);
     const Sizes strides = require_three(op, "stride", stride, 1);
     for (const std::int64_t step : strides) require(step <= 2, op, ": stride must be 1 or 2, got ", text_of(strides));
@@ -269,14 +263,15 @@ Tensor bottleneck_output(const Tensor& product, const MaybeTensor& bias, const M
 Tensor packed_voxels(const Tensor& input, bool aligned) {
     constexpr const char* op = "packed_voxels";
     require_volume(op, "input", input);
-    require_half(op, "input", input);
+    require_floating_type(op, "input", input);
     const CudaContext context(input);
     const Sizes size = volume_size(input);
     const std::int64_t voxels = size[0] * size[1] * size[2];
     const std::int64_t pitch = aligned ? aligned_voxels(voxels) : voxels;
     Tensor result = context.empty(input, {input.size(0), input.size(1), pitch}, input.scalar_type());
     kernels::PackedProblem problem{
-        input.size(0), input.size(1), pitch, size, {}, input.const_data_ptr(), result.mutable_data_ptr()};
+        cuda_scalar_type(input),  input.size(0), input.size(1), pitch, size, {}, input.const_data_ptr(),
+        result.mutable_data_ptr()};
     for (int axis = 0; axis < 5; ++axis) problem.stride[axis] = input.stride(axis);
     require_launched(op, kernels::launch_packed(problem, context.stream()));
     return result;

@@ -73,9 +73,8 @@ class CudaKernels(ABC):
             return f"it has no kernel for {problem.dtype}"
         if len(problem.shape) != 5:
             return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
-        passes = ("bottleneck_output", "packed_voxels")
-        if problem.op in passes and (problem.dtype == torch.float32 or problem.channels_last):
-            return "it completes and packs volumes of 16 bits, contiguous ones"
+        if problem.op in ("bottleneck_output", "packed_voxels") and problem.channels_last:
+            return "it completes and packs contiguous volumes"
         if problem.op.startswith("inverted_bottleneck"):
             return self._declined_bottleneck(problem)
         if problem.op.startswith("pointwise_conv3d"):
@@ -83,20 +82,26 @@ class CudaKernels(ABC):
         return None
 
     def _declined_bottleneck(self, problem: Problem) -> str | None:
-        if problem.dtype == torch.float32:
-            return f"its {problem.op} runs on tensor cores, in 16 bits: for float32 the products of torch are as fast"
         channels = problem.shape[1], problem.hidden_channels or 0, problem.out_channels or 0
         grn, backward = "grn" in problem.flags, problem.op.endswith("backward")
-        if self._is_fused(channels, problem.channels_last, grn, backward) or not (grn or problem.channels_last):
+        fused = self._is_fused(problem.dtype, channels, problem.channels_last, grn, backward)
+        if fused or not (grn or problem.channels_last):
             return None
-        kind = " with GRN" if grn else " in channels_last_3d"
-        return (
-            f"{channels[0]} channels, {channels[1]} hidden and {channels[2]} output channels do not fit the registers "
-            f"and shared memory of sm_{self.architecture()}, and around torch's products it has no kernels{kind}"
+        reason = (
+            "its fused kernels run on tensor cores, in 16 bits"
+            if problem.dtype == torch.float32
+            else f"{channels[0]} channels, {channels[1]} hidden and {channels[2]} output channels do not fit the "
+            f"registers and shared memory of sm_{self.architecture()}"
         )
+        kind = "with GRN" if grn else "in channels_last_3d"
+        return f"{reason}, and around torch's products it has no kernels {kind}"
 
-    def _is_fused(self, channels: tuple[int, int, int], channels_last: bool, grn: bool, backward: bool) -> bool:
+    def _is_fused(
+        self, dtype: torch.dtype, channels: tuple[int, int, int], channels_last: bool, grn: bool, backward: bool
+    ) -> bool:
         """Whether one kernel makes it all of C input, R hidden and O output channels."""
+        if dtype == torch.float32:
+            return False
         return _fits(self._library, channels, channels_last, grn, backward, self.architecture())
 
     @property
@@ -196,7 +201,7 @@ class CudaKernels(ABC):
     ) -> torch.Tensor:
         """input [N, C, D, H, W], expand_weight [R, C], compress_weight [O, R] -> [N, O, D, H, W], dtype kept."""
         channels = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
-        if not self._is_fused(channels, _is_channels_last(input), grn is not None, False):
+        if not self._is_fused(input.dtype, channels, _is_channels_last(input), grn is not None, False):
             return cuda_products.forward(
                 self._native, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
                 compress_bias, residual,
@@ -223,7 +228,7 @@ class CudaKernels(ABC):
         """The gradients that ``needs`` names, from the forward's inputs alone; those of parameters in float32."""
         channels = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
         channels_last = _is_channels_last(input)
-        if not self._is_fused(channels, channels_last, grn is not None, True):
+        if not self._is_fused(input.dtype, channels, channels_last, grn is not None, True):
             return cuda_products.backward(
                 self._native, grad_output, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias,
                 compress_weight, needs,

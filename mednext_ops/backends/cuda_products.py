@@ -1,4 +1,4 @@
-"""The inverted bottleneck of many channels: products of a library, and one kernel of ours between any two of them.
+"""The inverted bottleneck of many channels, or in float32: products of a library, and kernels of ours between them.
 
 Shapes: N samples, C channels, R hidden channels, O outputs, V voxels, and P, V rounded up to a multiple of eight: rows
 of P voxels are what products are fast on, whatever V is. Norm weight and bias are folded into the expansion, mean and
@@ -34,7 +34,7 @@ def forward(
     compress_bias: torch.Tensor | None,
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
-    """input [N, C, D, H, W] of 16 bits, contiguous -> [N, O, D, H, W]; ``native`` holds the operators."""
+    """input [N, C, D, H, W], contiguous -> [N, O, D, H, W]; ``native`` holds the operators."""
     folded, bias, _, compress = native.bottleneck_weights(
         input, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight
     )
@@ -105,7 +105,12 @@ def backward(
         found |= dict(zip(names, made, strict=True))
     if grad is not None:
         dense = grad if pitch == voxels else native.packed_voxels(grad[:, :, None, None, :voxels], False)
-        found["grad"] = dense.unflatten(2, input.shape[2:])
+        found["grad"] = dense = dense.unflatten(2, input.shape[2:])
+        if input.dtype == torch.float32:
+            # What is gained by the sums over the hidden channels is lost to cancellation among them: there the
+            # gradient's own sums are taken, as PyTorch's norm does.
+            sums_of_norm = native.group_norm_backward(dense, input, mean, rstd, norm_weight, norm_bias, False)[1:]
+            found |= dict(zip(("grad_sum", "grad_dot_normalized"), sums_of_norm, strict=True))
     if needs.compress:
         found["compress_weight"] = over_samples(output_hidden.total)
         found["compress_bias"] = over_samples(sums.total[hidden_rows:].view(batch, grads.shape[1]))

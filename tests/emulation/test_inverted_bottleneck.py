@@ -382,7 +382,8 @@ def test_what_no_kernel_takes_is_declined_with_a_reason(emulated):
     assert f"{reason}, and around torch's products it has no kernels with GRN" in emulated.supports(
         problem((256, 512, 256), flags=frozenset({"grn"}))
     )
-    assert "tensor cores" in emulated.supports(problem((32, 64, 32), torch.float32))
+    assert emulated.supports(problem((32, 64, 32), torch.float32)) is None
+    assert "tensor cores" in emulated.supports(problem((32, 64, 32), torch.float32, channels_last=True))
     assert emulated.supports(problem((32, 64, 32), channels_last=True)) is None
     with emulated.architecture(75):
         assert "of sm_75" in emulated.supports(problem((32, 64, 32), channels_last=True))
@@ -401,7 +402,7 @@ def test_what_no_kernel_takes_is_declined_with_a_reason(emulated):
         ({"compress_bias": torch.ones(33)}, r"compress_bias must be \[32\], got \[33\]"),
         ({"residual": torch.ones(1, 32, 2, 2, 9).bfloat16()}, r"residual must be \[1, 32, 2, 2, 8\]"),
         ({"residual": torch.ones(1, 32, 2, 2, 8)}, "residual must be BFloat16 as the input, got Float"),
-        ({"input": torch.ones(1, 32, 2, 2, 8)}, "input must be float16 or bfloat16, got Float"),
+        ({"input": torch.ones(1, 32, 2, 2, 8).double()}, "input must be float16 or bfloat16, got Double"),
     ],
 )
 def test_bad_input_gives_a_sentence(emulated, change, sentence):

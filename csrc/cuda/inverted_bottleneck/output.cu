@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
         const T* const product = static_cast<const T*>(p.product);
         const std::int64_t from = row * p.pitch + (std::int64_t{d} * size(1) + h) * size(2) + w;
         float found[kVector] = {};
-        if constexpr (Aligned) {
+        if constexpr (Aligned && sizeof(T) == 2) {
             read_shifted<T>(product, rows * p.pitch, from, found);
         } else {
 #pragma unroll
@@ -138,10 +138,9 @@ struct PackParameters {
 
 // A warp has some lines along W, its lanes neighbouring elements: lines begin anywhere, where they are read and
 // written. Elements along W lie `Stride` apart, 0 for what the problem says.
-template <int Stride, int Lines>
+template <typename Element, int Stride, int Lines>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     pack_rows(const __grid_constant__ PackParameters parameters) {
-    using Element = std::uint16_t;
     const PackedProblem& p = parameters.problem;
     const auto [layer, group] = parameters.groups.divide(warp_number());
     const auto [row, d] = parameters.depth.divide(layer);  // n * C + c
@@ -204,7 +203,7 @@ cudaError_t launch_output(const OutputProblem& p, cudaStream_t stream) {
     const std::int64_t voxels = p.size[0] * p.size[1] * p.size[2];
     const bool aligned =
         p.pitch % kVector == 0 && is_aligned(p.product) && is_aligned(p.residual) && is_aligned(p.output);
-    return with_half_type(p.type, [&]<typename T>(const T*) {
+    return with_scalar_type(p.type, [&]<typename T>(const T*) {
         if (plain) {
             const std::int64_t warps = rows * ceil_div(voxels, kRun);
             return aligned && voxels % kVector == 0 ? launch_units<add_rows<T, true>>(warps, kWarps, p, stream)
@@ -240,7 +239,9 @@ cudaError_t launch_packed(const PackedProblem& problem, cudaStream_t stream) {
         if (warps == 0) return cudaSuccess;
         const PackParameters parameters{
             p, voxels, layer_voxels, divisor_of(groups), divisor_of(p.size[0]), divisor_of(p.channels)};
-        return launch_units<pack_rows<Stride, Lines>>(warps, kWarps, parameters, stream);
+        return p.type == ScalarType::float32
+                   ? launch_units<pack_rows<std::uint32_t, Stride, Lines>>(warps, kWarps, parameters, stream)
+                   : launch_units<pack_rows<std::uint16_t, Stride, Lines>>(warps, kWarps, parameters, stream);
     };
     if (p.stride[4] == 1) return launch_lines.template operator()<1, 4>();
     if (p.stride[4] == 2) return launch_lines.template operator()<2, 4>();

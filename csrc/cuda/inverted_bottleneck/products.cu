@@ -261,14 +261,14 @@ cudaError_t launch_weights(const WeightsProblem& p, cudaStream_t stream) {
     }
     const std::int64_t width = aligned ? kWidth : 1;
     const std::int64_t warps = p.hidden + ceil_div(p.outputs * p.hidden, kPieces * kWarpSize * width);
-    return with_half_type(p.type, [&]<typename T>(const T*) {
+    return with_scalar_type(p.type, [&]<typename T>(const T*) {
         return aligned ? launch_units<prepare_weights<T, kWidth>>(warps, kWarps, p, stream)
                        : launch_units<prepare_weights<T, 1>>(warps, kWarps, p, stream);
     });
 }
 
 cudaError_t launch_normalized(const NormalizedProblem& p, cudaStream_t stream) {
-    return with_half_type(p.type, [&]<typename T>(const T*) {
+    return with_scalar_type(p.type, [&]<typename T>(const T*) {
         const std::int64_t warps = p.batch * p.channels * ceil_div(p.pitch, kRun);
         return p.voxels % kVector == 0 && is_aligned(p.input)
                    ? launch_units<normalize<T, true>>(warps, kWarps, p, stream)
@@ -288,7 +288,7 @@ cudaError_t launch_hidden(const HiddenProblem& p, float* workspace, float* sums,
     const std::int64_t parts = hidden_parts(p);
     const HiddenParameters parameters{p, summed_rows(p), parts == 1 ? sums : workspace};
     const std::int64_t warps = p.batch * (p.hidden + p.outputs) * parts;
-    const cudaError_t error = with_half_type(p.type, [&]<typename T>(const T*) {
+    const cudaError_t error = with_scalar_type(p.type, [&]<typename T>(const T*) {
         return p.grad != nullptr ? launch_units<activate<T, true>>(warps, kWarps, parameters, stream)
                                  : launch_units<activate<T, false>>(warps, kWarps, parameters, stream);
     });

@@ -16,10 +16,10 @@ namespace mednext_ops::cuda::inverted_bottleneck {
 
 constexpr std::int64_t kAlignedVoxels = 8;
 
-// The weights as 16-bit products want them. GroupNorm's own weight and bias go into the expansion: they know nothing of
+// The weights as the products want them. GroupNorm's own weight and bias go into the expansion: they know nothing of
 // the mean, so that nothing cancels, and weight times gamma is rounded once.
 struct WeightsProblem {
-    ScalarType type;  // of the results that are of 16 bits
+    ScalarType type;  // of the matrices
     std::int64_t channels, hidden, outputs;
     Parameter norm_weight, norm_bias;      // [C]
     Parameter expand_weight, expand_bias;  // [R, C], [R] or null
@@ -77,8 +77,9 @@ struct OutputProblem {
 
 cudaError_t launch_output(const OutputProblem& problem, cudaStream_t stream);
 
-// The voxels of a volume of any strides, dense; zero from V to the pitch. Its elements are of 16 bits.
+// The voxels of a volume of any strides, dense; zero from V to the pitch.
 struct PackedProblem {
+    ScalarType type;
     std::int64_t batch, channels, pitch;
     std::array<std::int64_t, 3> size;    // D, H, W
     std::array<std::int64_t, 5> stride;  // N, C, D, H, W

@@ -20,9 +20,6 @@ constexpr int kSteps = 4;
 constexpr int kStep = kWarpSize * kVector;
 constexpr int kRun = kSteps * kStep;
 
-template <typename T>
-using Eight = Vector<T, kVector>;
-
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
     return (a + b - 1) / b;
 }
@@ -40,24 +37,22 @@ cudaError_t launch_units(std::int64_t units, int units_of_block, const Problem& 
     return launch<Kernel>(shape, problem);
 }
 
-template <typename Function>
-cudaError_t with_half_type(ScalarType type, Function&& function) {
-    if (type == ScalarType::float16) return function(static_cast<const __half*>(nullptr));
-    if (type == ScalarType::bfloat16) return function(static_cast<const __nv_bfloat16*>(nullptr));
-    return cudaErrorInvalidValue;
-}
-
 __device__ inline unsigned warp_number() {
     return blockIdx.x * kWarps + threadIdx.x / kWarpSize;
 }
 
-// Eight elements as floats, the first `count` of them there. Only where all lie aligned they come at once.
+// Eight elements as floats, the first `count` of them there. Only where all lie aligned, to 16 bytes, they come at
+// once.
 template <typename T, bool Aligned>
 __device__ void read(const T* from, int count, float (&values)[kVector]) {
     if constexpr (Aligned) {
-        const auto vector = *reinterpret_cast<const Eight<T>*>(from);
+        constexpr int kElements = 16 / sizeof(T);
 #pragma unroll
-        for (int i = 0; i < kVector; ++i) values[i] = to_float(vector.element[i]);
+        for (int begin = 0; begin < kVector; begin += kElements) {
+            const auto vector = *reinterpret_cast<const Vector<T, kElements>*>(from + begin);
+#pragma unroll
+            for (int i = 0; i < kElements; ++i) values[begin + i] = to_float(vector.element[i]);
+        }
     } else {
 #pragma unroll
         for (int i = 0; i < kVector; ++i) values[i] = i < count ? to_float(from[i]) : 0.0f;
@@ -66,15 +61,19 @@ __device__ void read(const T* from, int count, float (&values)[kVector]) {
 
 template <typename T, bool Aligned>
 __device__ void write(T* to, int count, const float (&values)[kVector]) {
-    Eight<T> vector;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) vector.element[i] = from_float<T>(values[i]);
     if constexpr (Aligned) {
-        *reinterpret_cast<Eight<T>*>(to) = vector;
+        constexpr int kElements = 16 / sizeof(T);
+#pragma unroll
+        for (int begin = 0; begin < kVector; begin += kElements) {
+            Vector<T, kElements> vector;
+#pragma unroll
+            for (int i = 0; i < kElements; ++i) vector.element[i] = from_float<T>(values[begin + i]);
+            *reinterpret_cast<Vector<T, kElements>*>(to + begin) = vector;
+        }
     } else {
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
-            if (i < count) to[i] = vector.element[i];
+            if (i < count) to[i] = from_float<T>(values[i]);
         }
     }
 }
