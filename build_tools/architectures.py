@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from build_tools.settings import BuildError
 
-__all__ = ["Architecture", "gencode_flags", "parse_architectures", "split_known"]
+__all__ = ["Architecture", "gencode_flags", "is_specific", "parse_architectures", "split_known"]
 
 
 @dataclass(frozen=True)
@@ -26,25 +27,43 @@ class Architecture:
     def name(self) -> str:
         return f"{self.number}{self.suffix}"
 
-    @property
-    def generation(self) -> int:
-        return self.number // 10
+    def shares(self, other: Architecture, specific: bool) -> bool:
+        """Whether what is compiled for ``other`` can be translated to this one, and loses nothing by it."""
+        if other.suffix or other.number > self.number or (specific and self.suffix):
+            return self == other
+        return self.number // 10 == other.number // 10 or (not specific and other.number >= 80)
 
 
-def gencode_flags(architectures: list[Architecture]) -> list[str]:
+def gencode_flags(architectures: list[Architecture], specific: bool = True) -> list[str]:
     """nvcc's flags for machine code of each architecture, and PTX where one asks for it.
 
     Architectures of one generation (80, 86, 89) have the same instructions: the C++ is compiled once for the least of
-    them, which takes most of nvcc's time, and what it gives is translated to the machine code of each.
+    them, which takes most of nvcc's time, and what it gives is translated to the machine code of each. Code that is not
+    ``specific`` to any beyond 80 (:func:`is_specific`) is compiled once for all from 80 on.
     """
     flags = []
     for a in architectures:
-        kin = [other for other in architectures if other.generation == a.generation and not other.suffix]
-        least = a if a.suffix else min(kin, key=lambda other: other.number)
+        least = min((other for other in architectures if a.shares(other, specific)), key=lambda other: other.number)
         flags.append(f"-gencode=arch=compute_{least.name},code=sm_{a.name}")
         if a.ptx:
-            flags.append(f"-gencode=arch=compute_{a.name},code=compute_{a.name}")
+            flags.append(f"-gencode=arch=compute_{least.name},code=compute_{least.name}")
     return flags
+
+
+_INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
+_ASKS = re.compile(r"__CUDA_ARCH__\b(?!\)| [<>]=? 800\b)")
+
+
+def is_specific(source: Path, seen: set[Path] | None = None) -> bool:
+    """Whether a CUDA source, or what it includes, asks for more of the architecture than whether it is below 80."""
+    seen = set() if seen is None else seen
+    path = source.resolve()
+    if path in seen or not path.is_file():
+        return False
+    seen.add(path)
+    text = path.read_text()
+    asks = any(_ASKS.search(line) for line in text.splitlines() if "__CUDA_ARCH__" in line)
+    return asks or any(is_specific(path.parent / name, seen) for name in _INCLUDE.findall(text))
 
 
 def parse_architectures(text: str) -> list[Architecture]:

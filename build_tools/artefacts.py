@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_tools.architectures import Architecture, gencode_flags
+from build_tools.architectures import Architecture, gencode_flags, is_specific
 from build_tools.ninja_file import NinjaFile
 from build_tools.toolchain import MINIMUM_TORCH, Compiler, CudaHeaders, Nvcc, PybindModule, Torch
 
@@ -167,17 +167,18 @@ def cuda(
     ptxas's report of every kernel is kept beside its object file: ``python -m build_tools.ptxas_report`` reads it.
     """
     flags = [*_NVCC_FLAGS, *(_COMPRESSED if int(nvcc.release.partition(".")[0]) >= 13 else ())]
-    gencode = gencode_flags(architectures)
-    command = f"{shlex.quote(nvcc.command)} -ccbin {shlex.quote(compiler.command)} {_join([*flags, *gencode])}"
-    ninja.rule(
-        "compile_cuda_kernel",
-        f"{command} -MD -MF $out.d -c $in -o $out > $out.ptxas 2>&1 || (cat $out.ptxas; exit 1)",
-        depfile=True,
-    )
+    rules = {True: "compile_cuda_kernel_for_each", False: "compile_cuda_kernel"}
+    for specific, rule in rules.items():
+        command = [nvcc.command, "-ccbin", compiler.command, *flags, *gencode_flags(architectures, specific)]
+        ninja.rule(
+            rule,
+            f"{_join(command)} -MD -MF $out.d -c $in -o $out > $out.ptxas 2>&1 || (cat $out.ptxas; exit 1)",
+            depfile=True,
+        )
     sources = _sources(root, "csrc/cuda/*/*.cu")
     kernels = [build / "cuda_kernel" / source.with_suffix(".o") for source in sources]
     for source, target in zip(sources, kernels, strict=True):
-        ninja.edge(target, "compile_cuda_kernel", [source])
+        ninja.edge(target, rules[is_specific(root / source)], [source])
     kernels += _compile(ninja, build, "cuda_plan", _sources(root, "csrc/cuda/*/*.cpp"), compiler, _CXX_FLAGS)
     bindings = _compile(
         ninja,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from build_tools.architectures import gencode_flags, parse_architectures, split_known
+from build_tools.architectures import gencode_flags, is_specific, parse_architectures, split_known
 from build_tools.settings import DEFAULT_ARCHITECTURES, BuildError
 from mednext_ops import native
 
@@ -32,6 +34,45 @@ def test_those_of_one_generation_share_what_is_compiled_for_the_least_of_them() 
         "-gencode=arch=compute_103,code=sm_103",
         "-gencode=arch=compute_103,code=compute_103",
     ]
+
+
+def test_what_asks_for_nothing_beyond_80_is_compiled_once_for_all_from_there_on() -> None:
+    assert gencode_flags(parse_architectures(DEFAULT_ARCHITECTURES), specific=False) == [
+        "-gencode=arch=compute_75,code=sm_75",
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_80,code=sm_86",
+        "-gencode=arch=compute_80,code=sm_89",
+        "-gencode=arch=compute_80,code=sm_90a",
+        "-gencode=arch=compute_80,code=sm_100",
+        "-gencode=arch=compute_80,code=sm_120",
+        "-gencode=arch=compute_80,code=compute_80",
+    ]
+    assert gencode_flags(parse_architectures("90a;120+PTX"), specific=False) == [
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "specific"),
+    [
+        ("", False),
+        ("#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800", False),
+        ("#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800", False),
+        ("#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800", True),
+        ("#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900", True),
+        ("constexpr int kArchitecture = __CUDA_ARCH__ / 10;", True),
+        ("#ifdef __CUDA_ARCH__", True),
+    ],
+)
+def test_what_asks_for_more_is_found_through_includes(tmp_path: Path, line: str, specific: bool) -> None:
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "deep.cuh").write_text(f'#pragma once\n#include "deep.cuh"\n{line}\n')
+    (tmp_path / "middle.cuh").write_text('#include <cstdint>\n#include "common/deep.cuh"\n')
+    source = tmp_path / "kernel.cu"
+    source.write_text('#include "middle.cuh"\n#include "absent.h"\n')
+    assert is_specific(source) is specific
 
 
 @pytest.mark.parametrize("text", ["8.6;9.0a", "86, 90a", "86 90a", "86;86;90A"])
