@@ -11,6 +11,7 @@ a longer loop than :data:`TOLERANCE` allows. Needs cuobjdump and nvdisasm: of a 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -18,11 +19,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from build_tools.ptxas_report import demangle, read_report
+from build_tools.settings import usable_cpus
 from build_tools.toolchain import Missing, Nvcc, find_nvcc, package_directories
 
 __all__ = ["KernelInstructions", "compare", "main", "main_loop", "read_disassembly"]
@@ -120,35 +123,41 @@ def _find_cuobjdump(nvcc: Nvcc | Missing) -> Path | None:
 
 def collect(folder: Path, cuobjdump: Path) -> list[KernelInstructions]:
     """Every kernel of a build, on each of :data:`ARCHITECTURES`."""
-    found = []
+    jobs = [(report, architecture) for report in sorted(folder.rglob("*.o.ptxas")) for architecture in ARCHITECTURES]
+    with ProcessPoolExecutor(usable_cpus()) as pool:
+        parts = pool.map(functools.partial(_collect_one, cuobjdump), *zip(*jobs, strict=True)) if jobs else ()
+        return sorted((kernel for part in parts for kernel in part), key=lambda k: (k.kernel, k.architecture))
+
+
+def _collect_one(cuobjdump: Path, report: Path, architecture: str) -> list[KernelInstructions]:
+    """The kernels of an object file on one architecture; ``report`` is what ptxas said of it."""
+    text = report.read_text()
+    entries = {(k.name, k.architecture): k for k in read_report(text)}
+    shared = _static_shared(text)
+    if not any(a == architecture for _, a in entries):
+        return []
     environment = os.environ | {"PATH": f"{cuobjdump.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    for report in sorted(folder.rglob("*.o.ptxas")):
-        entries = {(k.name, k.architecture): k for k in read_report(report.read_text())}
-        shared = _static_shared(report.read_text())
-        for architecture in ARCHITECTURES:
-            if not any(a == architecture for _, a in entries):
-                continue
-            command = [str(cuobjdump), "-sass", "-arch", architecture, str(report.with_suffix(""))]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-            functions = read_disassembly(done.stdout)
-            names = list(functions)
-            for mangled, name in zip(names, demangle(names), strict=True):
-                entry = entries[mangled, architecture]
-                loop = main_loop(functions[mangled])
-                operations = Counter(_operation(text) for _, text in loop)
-                found.append(
-                    KernelInstructions(
-                        name,
-                        architecture,
-                        entry.registers,
-                        entry.spill_stores + entry.spill_loads,
-                        shared.get((mangled, architecture), 0),
-                        len(functions[mangled]),
-                        len(loop),
-                        {operation: operations[operation] for operation in _COUNTED if operations[operation]},
-                    )
-                )
-    return sorted(found, key=lambda k: (k.kernel, k.architecture))
+    command = [str(cuobjdump), "-sass", "-arch", architecture, str(report.with_suffix(""))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    functions = read_disassembly(done.stdout)
+    found = []
+    for mangled, name in zip(functions, demangle(list(functions)), strict=True):
+        entry = entries[mangled, architecture]
+        loop = main_loop(functions[mangled])
+        operations = Counter(_operation(operation) for _, operation in loop)
+        found.append(
+            KernelInstructions(
+                name,
+                architecture,
+                entry.registers,
+                entry.spill_stores + entry.spill_loads,
+                shared.get((mangled, architecture), 0),
+                len(functions[mangled]),
+                len(loop),
+                {operation: operations[operation] for operation in _COUNTED if operations[operation]},
+            )
+        )
+    return found
 
 
 def _static_shared(report: str) -> dict[tuple[str, str], int]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["DEFAULT_ARCHITECTURES", "MODES", "BuildError", "Settings"]
+__all__ = ["DEFAULT_ARCHITECTURES", "MODES", "BuildError", "Settings", "usable_cpus"]
 
 MODES = ("auto", "cuda", "cpu", "none")
 
@@ -38,7 +38,7 @@ class Settings:
         mode = environ.get("MEDNEXT_OPS_BUILD", "").strip().lower() or "auto"
         if mode not in MODES:
             raise BuildError(f"MEDNEXT_OPS_BUILD is {mode!r}; it can be {', '.join(MODES)}")
-        jobs = environ.get("MAX_JOBS", "").strip() or str(_usable_cpus())
+        jobs = environ.get("MAX_JOBS", "").strip() or str(usable_cpus())
         if not jobs.isdecimal() or int(jobs) < 1:
             raise BuildError(f"MAX_JOBS is {jobs!r}; it must be a whole number of compilers to run at once, 1 or more")
         architectures = environ.get("MEDNEXT_OPS_CUDA_ARCHS", "").strip() or DEFAULT_ARCHITECTURES
@@ -57,5 +57,5 @@ class Settings:
         return artefact == self.mode or (artefact == "cpu" and self.mode == "cuda")
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
