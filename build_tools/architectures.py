@@ -52,10 +52,15 @@ def gencode_flags(architectures: list[Architecture], specific: bool = True) -> l
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 _ASKS = re.compile(r"__CUDA_ARCH__\b(?!\)| [<>]=? 800\b)")
+#: What a source says that asks for nothing, but loses by being compiled once.
+_FOR_EACH = "// Compiled for each architecture"
 
 
 def is_specific(source: Path, seen: set[Path] | None = None) -> bool:
-    """Whether a CUDA source, or what it includes, asks for more of the architecture than whether it is below 80."""
+    """Whether a CUDA source, or what it includes, asks for more of the architecture than whether it is below 80.
+
+    Or says so in a comment that begins with :data:`_FOR_EACH`.
+    """
     seen = set() if seen is None else seen
     path = source.resolve()
     if path in seen or not path.is_file():
@@ -63,7 +68,7 @@ def is_specific(source: Path, seen: set[Path] | None = None) -> bool:
     seen.add(path)
     text = path.read_text()
     asks = any(_ASKS.search(line) for line in text.splitlines() if "__CUDA_ARCH__" in line)
-    return asks or any(is_specific(path.parent / name, seen) for name in _INCLUDE.findall(text))
+    return asks or _FOR_EACH in text or any(is_specific(path.parent / name, seen) for name in _INCLUDE.findall(text))
 
 
 def parse_architectures(text: str) -> list[Architecture]:

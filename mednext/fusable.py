@@ -24,21 +24,27 @@ def why_not_fusable(block: Any, form: str) -> str | None:
     "down" or "up".
     """
     depthwise = _TRANSPOSED if form == "up" else _CONVS
-    residual = None if form == "regular" else getattr(block, "res_conv", None)
-    return (
-        ops.nn.why_not_plain("conv1", block.conv1, depthwise)
-        or ops.nn.why_not_plain("norm", block.norm, (nn.GroupNorm,))
-        or ops.nn.why_not_plain("conv2", block.conv2, _CONVS)
-        or ops.nn.why_not_plain("act", block.act, (nn.GELU,))
-        or ops.nn.why_not_plain("conv3", block.conv3, _CONVS)
-        or (residual is not None and ops.nn.why_not_plain("res_conv", residual, depthwise))
-        or _other_geometry(block, form, residual)
-        or None
-    )
+    modules = block._modules
+    for name, types in (
+        ("conv1", depthwise),
+        ("norm", (nn.GroupNorm,)),
+        ("conv2", _CONVS),
+        ("act", (nn.GELU,)),
+        ("conv3", _CONVS),
+        ("res_conv", depthwise),
+    ):
+        module = modules.get(name)
+        if module is None or (name == "res_conv" and form == "regular"):
+            continue
+        reason = ops.nn.why_not_plain(name, module, types)
+        if reason is not None:
+            return reason
+    return _other_geometry(modules, form)
 
 
-def _other_geometry(block: Any, form: str, residual: Any) -> str | None:
-    conv1, norm, conv2, act, conv3 = block.conv1, block.norm, block.conv2, block.act, block.conv3
+def _other_geometry(modules: Any, form: str) -> str | None:
+    conv1, norm, conv2, act, conv3 = (modules[name] for name in ("conv1", "norm", "conv2", "act", "conv3"))
+    residual = None if form == "regular" else modules.get("res_conv")
     kernel, ones = conv1.kernel_size, (1,) * len(conv1.kernel_size)
     if not conv1.groups == conv1.in_channels == conv1.out_channels:
         return f"conv1 has {conv1.groups} groups for {conv1.in_channels} -> {conv1.out_channels} channels"

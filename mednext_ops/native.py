@@ -271,7 +271,11 @@ _emulated: torch.library.Library | None = None  # kept: its operators go when it
 
 def library_functions(part: str) -> Any:
     """The functions of a loaded library that are called by name, not through torch: "cpu", "cuda" or "emulated"."""
-    file = emulated_library().file if part == "emulated" else str(_LOADED_FROM / _states[part].file)
+    return _opened(emulated_library().file if part == "emulated" else str(_LOADED_FROM / _states[part].file))
+
+
+@functools.cache
+def _opened(file: str) -> ctypes.CDLL:
     return ctypes.CDLL(file)
 
 

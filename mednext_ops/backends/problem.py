@@ -5,7 +5,6 @@ Nothing here computes a result; every backend and every op imports this and noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,8 +25,7 @@ Triple = tuple[int, int, int]
 FEW_CHANNELS = 8
 
 
-@dataclass(frozen=True)
-class ConvGeometry:
+class ConvGeometry(NamedTuple):
     """Geometry of a depthwise convolution, in the order D, H, W.
 
     ``transposed`` tells ``ConvTranspose3d`` from ``Conv3d``; ``output_padding`` belongs to the former only.
@@ -94,8 +92,7 @@ class InvertedBottleneckGradients(NamedTuple):
     grn_beta: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One call of a backend function: its name and everything that may decide whether it is supported."""
 
     op: str

@@ -24,13 +24,18 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(d))
 
 
+_INTS = frozenset((int,))
+
+
 def is_int(value: object) -> bool:
     """Whether ``value`` is an integer, numpy's too; a bool is none."""
-    return isinstance(value, int | Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, int | Integral) and not isinstance(value, bool))
 
 
 def triple(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int, int]:
     """``value`` for each of D, H, W: an int stands for all three."""
+    if type(value) is tuple and len(value) == 3 and _INTS.issuperset(map(type, value)) and min(value) >= minimum:
+        return value  # the usual case, without a question an element
     values = tuple(value) if isinstance(value, Sequence) else (value,) * 3
     if len(values) != 3 or not all(map(is_int, values)):
         raise ValueError(f"{name} must be an int or three ints (D, H, W), got {value!r}")
@@ -59,7 +64,7 @@ def check_parameter(name: str, tensor: torch.Tensor, shape: Sequence[int], input
     """A parameter of that shape on the input's device, in the input's dtype or, for a 16-bit input, float32."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if list(tensor.shape) != list(shape):
+    if tensor.shape != tuple(shape):
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
     if tensor.device != input.device:
         raise RuntimeError(f"{name} is on {tensor.device} but input is on {input.device}; move one of them")
@@ -93,7 +98,7 @@ def pointwise_matrix(name: str, weight: torch.Tensor) -> torch.Tensor:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(weight).__name__}")
     if weight.dim() not in (2, 5) or any(extent != 1 for extent in weight.shape[2:]):
         raise ValueError(f"{name} must have shape [out, in] or [out, in, 1, 1, 1], got {list(weight.shape)}")
-    return weight.reshape(weight.shape[0], weight.shape[1])
+    return weight if weight.dim() == 2 else weight.flatten(1)
 
 
 def autocast_to(input: torch.Tensor) -> torch.Tensor:

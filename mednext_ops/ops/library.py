@@ -13,51 +13,123 @@ from typing import Any
 import torch
 
 from mednext_ops.backends import Problem, memory_format_of
-from mednext_ops.backends.problem import ConvGeometry
 
-__all__ = ["define_op", "differentiate", "empty_like_format", "given", "not_twice_differentiable", "problem_of"]
+__all__ = [
+    "Operator",
+    "define_op",
+    "differentiate",
+    "empty_like_format",
+    "given",
+    "not_twice_differentiable",
+    "problem_of",
+]
 
 _library = torch.library.Library("mednext_ops", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
+#: Types of arguments that mean nothing but themselves. A parameter is one; other subclasses of tensors are not.
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, torch.Size, type(None), bool, int, float, str, tuple, list))
 
-def define_op(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define ``mednext_ops::<name of the schema>`` on every device and return it."""
+
+class Operator:
+    """An op of ours. Calling it goes by way of the dispatcher only where somebody there may want to see it.
+
+    That way costs the host several times what the op's own Python does. Where all arguments are plain and nothing
+    traces, transforms or profiles, the implementation is called at once, with the op's own gradient formula around it.
+    """
+
+    def __init__(self, overload: Any, implementation: Callable[..., Any]) -> None:
+        self.overload = overload
+        self.implementation = implementation
+        self._function: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling() or not _is_plain_call(args):
+            return self.overload(*args)
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+            return self._below_autograd(args)
+        return self.overload(*args) if self._function is None else self._function.apply(*args)
+
+    def _below_autograd(self, args: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return _without_autocast(self.implementation, args)
+
+    def differentiate(self, backward: Callable[..., Any], setup_context: Callable[..., None] | None) -> None:
+        """Give the calls that go around the dispatcher this gradient formula."""
+        below = self._below_autograd
+
+        class Differentiated(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *args: Any) -> Any:
+                output = below(args)
+                if setup_context is not None:
+                    setup_context(ctx, args, output)
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                return backward(ctx, *grads)
+
+        Differentiated.__name__ = self.overload._schema.name.replace("::", "_")
+        self._function = Differentiated
+
+
+def _is_plain_call(args: tuple[Any, ...]) -> bool:
+    return (
+        _PLAIN.issuperset(map(type, args))
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.autograd._profiler_enabled()
+    )
+
+
+def _without_autocast(implementation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    device = args[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return implementation(*args)
+    torch.set_autocast_enabled(device, False)
+    try:
+        return implementation(*args)
+    finally:
+        torch.set_autocast_enabled(device, True)
+
+
+def define_op(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Operator:
+    """Define ``mednext_ops::<name of the schema>`` on every device and return it. Its first argument is a tensor."""
     name = schema[: schema.index("(")]
     _library.define(schema, tags=_TAGS)
 
     @functools.wraps(implementation)
     def below_autocast(*args: Any) -> Any:
         # Subclasses that only carry metadata (MONAI's MetaTensor) are plain tensors to a kernel.
-        args = tuple(map(_plain, args))
-        device = next(arg.device.type for arg in args if isinstance(arg, torch.Tensor))
-        if not torch.is_autocast_enabled(device):
-            return implementation(*args)
-        with torch.autocast(device, enabled=False):
-            return implementation(*args)
+        return _without_autocast(
+            implementation, args if _PLAIN.issuperset(map(type, args)) else tuple(map(_plain, args))
+        )
 
     _library.impl(name, below_autocast, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mednext_ops::{name}", fake, lib=_library)
-    return getattr(torch.ops.mednext_ops, name).default
+    return Operator(getattr(torch.ops.mednext_ops, name).default, implementation)
 
 
 def _plain(argument: Any) -> Any:
-    if type(argument) is torch.Tensor or not isinstance(argument, torch.Tensor):
-        return argument
-    return argument.as_subclass(torch.Tensor)
+    return argument.as_subclass(torch.Tensor) if isinstance(argument, torch.Tensor) else argument
 
 
-def differentiate(op: Any, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None) -> None:
+def differentiate(
+    operator: Operator, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None
+) -> None:
     """Give an op its gradient formula, of the form that ``torch.library.register_autograd`` takes.
 
     That function's own kernel reads the schema, argument by argument, in each forward pass, to fill in defaults. Ours
     have none.
     """
+    op = operator.overload
     schema = op._schema
     if any(isinstance(returned.type, torch.ListType) for returned in schema.returns):
         torch.library.register_autograd(op._name, backward, setup_context=setup_context, lib=_library)
         return
     assert not any(argument.has_default_value() or argument.kwarg_only for argument in schema.arguments)
+    operator.differentiate(backward, setup_context)
 
     def below(keyset: Any, args: tuple[Any, ...]) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -90,29 +162,22 @@ def differentiate(op: Any, backward: Callable[..., Any], setup_context: Callable
     _library.impl(op._name, kernel, "Autograd", with_keyset=True)
 
 
-def not_twice_differentiable(op: Any) -> None:
+def not_twice_differentiable(operator: Operator) -> None:
     """Mark a backward op as the end of differentiation: an error that says so, not a wrong gradient."""
 
     def backward(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(
-            f"{op._name} has no gradient: mednext_ops gives second derivatives of depthwise_conv3d and "
+            f"{operator.overload._name} has no gradient: mednext_ops gives second derivatives of depthwise_conv3d and "
             f"depthwise_conv_transpose3d only; compose the block from those and PyTorch's own layers"
         )
 
-    differentiate(op, backward)
+    differentiate(operator, backward)
 
 
 def problem_of(op: str, input: torch.Tensor, **details: Any) -> Problem:
     """The :class:`Problem` of calling ``op`` on ``input``."""
-    geometry: ConvGeometry | None = details.get("geometry")
-    return Problem(
-        op,
-        input.device.type,
-        input.dtype,
-        tuple(input.shape),
-        channels_last=memory_format_of(input) == torch.channels_last_3d,
-        **(details | {"geometry": geometry}),
-    )
+    channels_last = memory_format_of(input) == torch.channels_last_3d
+    return Problem(op, input.device.type, input.dtype, tuple(input.shape), channels_last=channels_last, **details)
 
 
 def given(tensor: torch.Tensor | None) -> torch.Tensor:

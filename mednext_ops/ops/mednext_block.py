@@ -246,6 +246,8 @@ def _taken_apart(
 
 
 def _as(gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    if gradient.dtype == like.dtype and gradient.is_contiguous() and like.is_contiguous():
+        return gradient
     return gradient.to(like.dtype).contiguous(memory_format=memory_format_of(like))
 
 
@@ -392,6 +394,85 @@ def mednext_block(
     """
     check_input("input", input)
     input = autocast_to(input)
+    if skip is not None:
+        check_input("skip", skip)
+        skip = autocast_to(skip)
+    tensors = (
+        input, conv_weight, conv_bias, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
+        compress_bias, residual_weight, residual_bias, skip, *(grn if isinstance(grn, tuple) else (grn,)),
+    )  # fmt: skip
+    key = _description(tensors, stride, (form, residual, num_groups, recompute, keep_input))
+    checked = None if key is None else _known.get(key)
+    if checked is None:
+        checked = _checked(
+            input, conv_weight, conv_bias, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
+            compress_bias, form, stride, residual, residual_weight, residual_bias, grn, num_groups, recompute, skip,
+            keep_input,
+        )  # fmt: skip
+        if key is not None:
+            if len(_known) >= _MOST_KNOWN:
+                _known.clear()
+            _known[key] = checked
+    strides, groups = checked
+    gamma, beta = (None, None) if grn is None else grn
+    matrix = None if residual_weight is None else pointwise_matrix("residual_weight", residual_weight)
+    arguments = (
+        input, conv_weight, conv_bias, norm_weight, norm_bias, pointwise_matrix("expand_weight", expand_weight),
+        expand_bias, pointwise_matrix("compress_weight", compress_weight), compress_bias,
+        matrix.t() if form == "up" and matrix is not None else matrix, residual_bias,
+        None if gamma is None else gamma.reshape(-1), None if beta is None else beta.reshape(-1),
+        form, strides, residual, groups, eps, recompute == "conv", skip,
+    )  # fmt: skip
+    return _KeepingInput.apply(*arguments) if keep_input else _op(*arguments)[0]
+
+
+#: What :func:`_checked` said of arguments, by all that it looks at: a network asks it the same in every step.
+_known: dict[tuple[Any, ...], tuple[tuple[int, int, int], int]] = {}
+_MOST_KNOWN = 4096
+_PLAIN_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
+
+
+def _description(tensors: tuple[Any, ...], stride: Any, settings: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """All that the checks look at, to be found again; None while tracing, and where something unusual is among it.
+
+    With the types of numbers: 1.0 and True are found where 1 is.
+    """
+    if torch.compiler.is_compiling() or not _PLAIN_TENSORS.issuperset(map(type, tensors)):
+        return None
+    strides = stride if type(stride) is tuple else (stride,)
+    key = (
+        *[t if t is None else (t.shape, t.dtype, t.device) for t in tensors],
+        *(stride, *map(type, strides), *settings, *map(type, settings)),
+    )
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _checked(
+    input: torch.Tensor,
+    conv_weight: torch.Tensor,
+    conv_bias: torch.Tensor | None,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    expand_weight: torch.Tensor,
+    expand_bias: torch.Tensor | None,
+    compress_weight: torch.Tensor,
+    compress_bias: torch.Tensor | None,
+    form: str,
+    stride: int | Sequence[int] | None,
+    residual: bool,
+    residual_weight: torch.Tensor | None,
+    residual_bias: torch.Tensor | None,
+    grn: tuple[torch.Tensor, torch.Tensor] | None,
+    num_groups: int | None,
+    recompute: str | None,
+    skip: torch.Tensor | None,
+    keep_input: bool,
+) -> tuple[tuple[int, int, int], int]:
+    """The stride an axis and the number of groups of arguments that fit together; else an error."""
     channels = input.shape[1]
     if form not in FORMS:
         raise ValueError(f"form must be 'regular', 'down' or 'up', got {form!r}")
@@ -404,43 +485,36 @@ def mednext_block(
         raise ValueError(f"conv_weight must be a tensor of shape [{channels}, 1, kd, kh, kw]")
     padding = [extent // 2 for extent in conv_weight.shape[2:]]
     geometry = convolution_geometry(input, conv_weight, conv_bias, strides, padding, transposed=form == "up")
-    expand, compress, gamma, beta = bottleneck_parameters(
+    _, compress, _, _ = bottleneck_parameters(
         input, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight, compress_bias, grn
     )
-    matrix, matrix_bias = _residual_parameters(input, compress.shape[0], form, residual, residual_weight, residual_bias)
+    _check_residual(input, compress.shape[0], form, residual, residual_weight, residual_bias)
     groups = check_group_count(num_groups, channels)
     if skip is not None:
-        skip = _checked_skip(skip, input, compress.shape[0], _Layout(form, geometry))
+        _check_skip(skip, input, compress.shape[0], _Layout(form, geometry))
     if keep_input and form != "down":
         raise ValueError(f"keep_input belongs to the down form, got form {form!r}; use the block's input itself")
-    arguments = (
-        input, conv_weight, conv_bias, norm_weight, norm_bias, expand, expand_bias, compress, compress_bias,
-        matrix, matrix_bias, gamma, beta, form, geometry.stride, residual, groups, eps, recompute == "conv", skip,
-    )  # fmt: skip
-    return _KeepingInput.apply(*arguments) if keep_input else _op(*arguments)[0]
+    return geometry.stride, groups
 
 
-def _checked_skip(skip: torch.Tensor, input: torch.Tensor, out_channels: int, layout: _Layout) -> torch.Tensor:
-    """The skip in the input's dtype, of the output's shape and in a form that has one; else an error."""
+def _check_skip(skip: torch.Tensor, input: torch.Tensor, out_channels: int, layout: _Layout) -> None:
+    """A skip in the input's dtype, of the output's shape and in a form that has one."""
     if layout.form != "up":
         raise ValueError(f"skip belongs to the up form, got form {layout.form!r}; add it to the block's output instead")
-    check_input("skip", skip)
-    skip = autocast_to(skip)
     if skip.dtype != input.dtype:
         raise TypeError(f"skip is {skip.dtype} but input is {input.dtype}; they must be the same")
     check_parameter("skip", skip, (input.shape[0], out_channels, *layout.output_size(input)), input)
-    return skip
 
 
-def _residual_parameters(
+def _check_residual(
     input: torch.Tensor,
     out_channels: int,
     form: str,
     residual: bool,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The residual's weight as [O, C] and its bias, where this form has them; else an error."""
+) -> None:
+    """A residual's weight and bias in the forms that have them, and nowhere else."""
     channels = input.shape[1]
     if not residual or form == "regular":
         if weight is not None or bias is not None:
@@ -450,7 +524,7 @@ def _residual_parameters(
                 f"a regular block with a residual keeps its channels: the input has {channels}, "
                 f"compress_weight makes {out_channels}; pass residual=False"
             )
-        return None, None
+        return
     if weight is None:
         raise ValueError(f"residual_weight must be given for the {form} form; or pass residual=False")
     matrix = pointwise_matrix("residual_weight", weight)
@@ -458,4 +532,3 @@ def _residual_parameters(
     check_parameter("residual_weight", matrix, shape, input)
     if bias is not None:
         check_parameter("residual_bias", bias, (out_channels,), input)
-    return matrix.t() if form == "up" else matrix, bias

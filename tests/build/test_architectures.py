@@ -64,6 +64,7 @@ def test_what_asks_for_nothing_beyond_80_is_compiled_once_for_all_from_there_on(
         ("#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900", True),
         ("constexpr int kArchitecture = __CUDA_ARCH__ / 10;", True),
         ("#ifdef __CUDA_ARCH__", True),
+        ("// Compiled for each architecture: else it spills.", True),
     ],
 )
 def test_what_asks_for_more_is_found_through_includes(tmp_path: Path, line: str, specific: bool) -> None:

@@ -48,7 +48,7 @@ def test_wide_ones_are_within_twice_of_eager(emulated, dtype, shape, size):
 def test_in_float32_all_go_to_products(emulated, shape, batch, size):
     """The fused kernels are for tensor cores."""
     for name in ("inverted_bottleneck", "inverted_bottleneck_backward"):
-        assert emulated.supports(replace(problem(shape, torch.float32), op=name)) is None
+        assert emulated.supports(problem(shape, torch.float32)._replace(op=name)) is None
     case = Case.draw(shape, size, batch, torch.float32)
     case.input[:, ::2] += 30.0  # a mean far above the deviation must not cancel
     check_forward(emulated, case)

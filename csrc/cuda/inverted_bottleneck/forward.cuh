@@ -15,6 +15,8 @@
 //   - the input of its next tile, on its way since the fragments of this one were read;
 //   - the residual, into whose place the output goes, transposed by movmatrix, to be stored by whole 16-byte pieces.
 // In channels_last_3d the windows are [v][c] and [v][o], as the fragments want them: nothing is transposed.
+//
+// Compiled for each architecture: what is compiled for sm_80 spills on sm_120.
 #pragma once
 
 #include <cstdint>
