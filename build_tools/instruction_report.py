@@ -96,18 +96,21 @@ def _operation(text: str) -> str:
 
 
 def main_loop(instructions: list[Instruction]) -> list[Instruction]:
-    """The shortest loop with the most products: what the kernel spends its time in; empty where there is no loop."""
+    """The shortest loop with the most products: what the kernel spends its time in; empty where there is no loop.
+
+    Products of tensor cores, where a loop has any.
+    """
     best: list[Instruction] = []
-    key = (-1, 0)
+    key = (-1, -1, 0)
     for address, text in instructions:
         branch = _BRANCH.search(text)
         if branch is None or branch[1] is None or int(branch[1], 16) >= address:
             continue
         body = [i for i in instructions if int(branch[1], 16) <= i[0] <= address]
         operations = Counter(_operation(t) for _, t in body)
-        products = operations["HMMA"] or operations["FFMA"]
-        if (products, -len(body)) > key:
-            best, key = body, (products, -len(body))
+        ranked = (operations["HMMA"], 0 if operations["HMMA"] else operations["FFMA"], -len(body))
+        if ranked > key:
+            best, key = body, ranked
     return best
 
 
