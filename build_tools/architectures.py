@@ -50,8 +50,11 @@ def gencode_flags(architectures: list[Architecture], specific: bool = True) -> l
     return flags
 
 
-_INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
-_ASKS = re.compile(r"__CUDA_ARCH__\b(?!\)| [<>]=? 800\b)")
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
+#: What is no more than the question whether this is device code for 80 or newer,
+_KNOWN = re.compile(r"defined\(__CUDA_ARCH__\)|__CUDA_ARCH__ (?:<|>=) 800\b")
+#: and what may be more.
+_ASKS = re.compile(r"__CUDA_ARCH|NV_IF_TARGET|NV_IF_ELSE_TARGET|NV_DISPATCH_TARGET|NV_PROVIDES")
 #: What a source says that asks for nothing, but loses by being compiled once.
 _FOR_EACH = "// Compiled for each architecture"
 
@@ -67,8 +70,11 @@ def is_specific(source: Path, seen: set[Path] | None = None) -> bool:
         return False
     seen.add(path)
     text = path.read_text()
-    asks = any(_ASKS.search(line) for line in text.splitlines() if "__CUDA_ARCH__" in line)
-    return asks or _FOR_EACH in text or any(is_specific(path.parent / name, seen) for name in _INCLUDE.findall(text))
+    return (
+        bool(_ASKS.search(_KNOWN.sub("", text)))
+        or _FOR_EACH in text
+        or any(is_specific(path.parent / name, seen) for name in _INCLUDE.findall(text))
+    )
 
 
 def parse_architectures(text: str) -> list[Architecture]:

@@ -31,20 +31,18 @@ def why_not_fusable(block: Any, form: str) -> str | None:
         ("conv2", _CONVS),
         ("act", (nn.GELU,)),
         ("conv3", _CONVS),
-        ("res_conv", depthwise),
     ):
-        module = modules.get(name)
-        if module is None or (name == "res_conv" and form == "regular"):
-            continue
-        reason = ops.nn.why_not_plain(name, module, types)
+        # A part may have been exchanged for a function, or for nothing.
+        reason = ops.nn.why_not_plain(name, modules.get(name) or getattr(block, name, None), types)
         if reason is not None:
             return reason
-    return _other_geometry(modules, form)
-
-
-def _other_geometry(modules: Any, form: str) -> str | None:
-    conv1, norm, conv2, act, conv3 = (modules[name] for name in ("conv1", "norm", "conv2", "act", "conv3"))
     residual = None if form == "regular" else modules.get("res_conv")
+    reason = None if residual is None else ops.nn.why_not_plain("res_conv", residual, depthwise)
+    return reason or _other_geometry(modules, form, residual)
+
+
+def _other_geometry(modules: Any, form: str, residual: Any) -> str | None:
+    conv1, norm, conv2, act, conv3 = (modules[name] for name in ("conv1", "norm", "conv2", "act", "conv3"))
     kernel, ones = conv1.kernel_size, (1,) * len(conv1.kernel_size)
     if not conv1.groups == conv1.in_channels == conv1.out_channels:
         return f"conv1 has {conv1.groups} groups for {conv1.in_channels} -> {conv1.out_channels} channels"

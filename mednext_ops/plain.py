@@ -7,6 +7,7 @@ place just where nothing else would have happened.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ __all__ = ["note_composed", "why_not_plain"]
 logger = logging.getLogger("mednext_ops")
 
 
-def why_not_plain(name: str, module: torch.nn.Module, types: tuple[type, ...]) -> str | None:
+def why_not_plain(name: str, module: Any, types: tuple[type, ...]) -> str | None:
     """``None`` if the layer is of one of these types and nothing hangs on it; otherwise the reason.
 
     A subclass (parametrized, quantized, ...), a hook (pruning is one) or an exchanged forward may do more than the type

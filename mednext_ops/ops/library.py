@@ -77,7 +77,10 @@ class Operator:
 def _is_plain_call(args: tuple[Any, ...]) -> bool:
     return (
         _PLAIN.issuperset(map(type, args))
+        and not args[0].is_meta
         and not torch._C._len_torch_dispatch_stack()
+        and not torch._ops._len_torch_dispatch_stack_pre_dispatch()
+        and not torch._C._len_torch_function_stack()
         and not torch._C._are_functorch_transforms_active()
         and not torch.autograd._profiler_enabled()
     )

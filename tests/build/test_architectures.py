@@ -64,13 +64,18 @@ def test_what_asks_for_nothing_beyond_80_is_compiled_once_for_all_from_there_on(
         ("#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900", True),
         ("constexpr int kArchitecture = __CUDA_ARCH__ / 10;", True),
         ("#ifdef __CUDA_ARCH__", True),
+        ("#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 800", True),
+        ("#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ <= 800", True),
+        ("#if defined(__CUDA_ARCH__) && (900 <= __CUDA_ARCH__)", True),
+        ("#if defined(__CUDA_ARCH_FEAT_SM90_ALL)", True),
+        ("NV_IF_TARGET(NV_PROVIDES_SM_90, (fast();))", True),
         ("// Compiled for each architecture: else it spills.", True),
     ],
 )
 def test_what_asks_for_more_is_found_through_includes(tmp_path: Path, line: str, specific: bool) -> None:
     (tmp_path / "common").mkdir()
     (tmp_path / "common" / "deep.cuh").write_text(f'#pragma once\n#include "deep.cuh"\n{line}\n')
-    (tmp_path / "middle.cuh").write_text('#include <cstdint>\n#include "common/deep.cuh"\n')
+    (tmp_path / "middle.cuh").write_text('#include <cstdint>\n#  include "common/deep.cuh"\n')
     source = tmp_path / "kernel.cu"
     source.write_text('#include "middle.cuh"\n#include "absent.h"\n')
     assert is_specific(source) is specific

@@ -168,6 +168,11 @@ def swap_act(block):
     block.act = Doubled()
 
 
+def function_for_act(block):
+    del block.act
+    block.act = nn.functional.gelu
+
+
 def swap_norm(block):
     block.norm = nn.InstanceNorm3d(2, affine=True).double()
 
@@ -202,7 +207,18 @@ def prune_weight(block):
 
 @pytest.mark.parametrize(
     "change",
-    [swap_act, swap_norm, tanh_gelu, dilate, hook_output, hook_input, replace_forward, normalise_weight, prune_weight],
+    [
+        swap_act,
+        function_for_act,
+        swap_norm,
+        tanh_gelu,
+        dilate,
+        hook_output,
+        hook_input,
+        replace_forward,
+        normalise_weight,
+        prune_weight,
+    ],
 )
 def test_a_changed_submodule_takes_effect(change):
     block = randomised(MedNeXtBlock(2, 2, 2, 3))
@@ -211,6 +227,13 @@ def test_a_changed_submodule_takes_effect(change):
     assert why_not_fusable(block, "regular")
     expected = x + block.conv3(block.act(block.conv2(block.norm(block.conv1(x)))))
     assert torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize("part", ["conv1", "norm", "conv2", "act", "conv3"])
+def test_a_block_without_a_part_is_not_fusable(part):
+    block = MedNeXtBlock(2, 2, 2, 3)
+    setattr(block, part, None)
+    assert why_not_fusable(block, "regular") == f"{part} is a NoneType"
 
 
 def test_the_log_says_why_a_block_runs_layer_by_layer(caplog):

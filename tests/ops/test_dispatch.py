@@ -86,6 +86,40 @@ def test_a_dispatch_mode_sees_the_ops(dispatched):
     assert dispatched == BOTH and set(BOTH) <= set(seen)
 
 
+def test_a_function_mode_sees_the_ops(dispatched):
+    seen = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    block = draw()
+    with Mode():
+        block.ours("regular", (1, 1, 1), 4)
+    assert dispatched == BOTH[:1] and "mednext_ops.mednext_block.default" in seen
+
+
+def test_a_tracer_before_dispatch_records_the_op_and_no_backends():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x, weight = torch.randn(1, 2, 4, 4, 4), torch.randn(2, 1, 3, 3, 3)
+    for pre_dispatch in (False, True):
+        graph = make_fx(lambda x, w: ops.depthwise_conv3d(x, w, padding=1), pre_dispatch=pre_dispatch)(x, weight).graph
+        called = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+        assert called == {"mednext_ops.depthwise_conv3d.default"}
+
+
+@pytest.mark.parametrize(("form", "stride"), [("regular", (1, 1, 1)), ("down", (2, 2, 2)), ("up", (2, 2, 2))])
+def test_on_the_meta_device_there_are_shapes(form, stride):
+    block = draw(form)
+    real = gradients(block, form, stride)
+    meta = replace(block, **{n: t.detach().to("meta").requires_grad_() for n, t in block.tensors().items()})
+    assert [t.shape for t in gradients(meta, form, stride)] == [t.shape for t in real]
+    with torch.no_grad():
+        assert meta.ours(form, stride, 4).shape == real[0].shape
+
+
 def test_a_subclass_of_tensor_goes_by_way_of_it(dispatched):
     class Named(torch.Tensor):
         pass

@@ -69,7 +69,7 @@ struct StridedScatter {
     // Input planes before the one that completes an output plane, which reach it too.
     static constexpr int kPlanesBefore = (K - 1) / 2;
     static constexpr int kHeld = K - 2;  // planes of sums from one input plane to the next
-    // For sm_80 the compiler needs a few registers more than for others.
+    // For sm_80, and sm_86 and sm_89 from the same, the compiler needs a few registers more than for others.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 800
     static constexpr int kBlocksPerProcessor = K == 7 ? 2 : 3;
 #else
