@@ -72,9 +72,13 @@ def backward(
     else:
         grads = native.packed_voxels(grad_output, True)
     needs_hidden = needs.input or needs.norm or needs.expand
+    # In float32 what is gained by the sums over the hidden channels is lost to cancellation among them: the sums of the
+    # norm's gradient are taken over that gradient itself, as PyTorch's norm does.
+    own_sums = input.dtype == torch.float32 and (needs.input or needs.norm)
+    needs_grad = needs.input or own_sums
     tiles = list(_tiles(normalized, expand_weight.shape[0]))
     whole = len(tiles) == 1
-    grad = torch.empty_like(normalized) if needs.input and not whole else None
+    grad = torch.empty_like(normalized) if needs_grad and not whole else None
     sums, hidden_normalized, output_hidden = _Sum(), _Sum(), _Sum()
     for tile in tiles if needs_hidden or needs.compress else ():
         hidden = _product(folded, normalized[:, :, tile])
@@ -83,7 +87,7 @@ def backward(
             grad_hidden = _product(compress.t(), grads[:, :, tile])
             sums.add(native.bottleneck_hidden_gradient_(hidden, grad_hidden, bias, summed))
             hidden_normalized.add(pointwise_weight_gradient(grad_hidden, normalized[:, :, tile]))
-            if needs.input:
+            if needs_grad:
                 part = _product(expand.t(), grad_hidden)
                 if grad is None:
                     grad = part
@@ -105,12 +109,11 @@ def backward(
         found |= dict(zip(names, made, strict=True))
     if grad is not None:
         dense = grad if pitch == voxels else native.packed_voxels(grad[:, :, None, None, :voxels], False)
-        found["grad"] = dense = dense.unflatten(2, input.shape[2:])
-        if input.dtype == torch.float32:
-            # What is gained by the sums over the hidden channels is lost to cancellation among them: there the
-            # gradient's own sums are taken, as PyTorch's norm does.
-            sums_of_norm = native.group_norm_backward(dense, input, mean, rstd, norm_weight, norm_bias, False)[1:]
-            found |= dict(zip(("grad_sum", "grad_dot_normalized"), sums_of_norm, strict=True))
+        dense = dense.unflatten(2, input.shape[2:])
+        found["grad"] = dense if needs.input else None
+        if own_sums:
+            of_norm = native.group_norm_backward(dense, input, mean, rstd, norm_weight, norm_bias, False)[1:]
+            found |= dict(zip(("grad_sum", "grad_dot_normalized"), of_norm, strict=True))
     if needs.compress:
         found["compress_weight"] = over_samples(output_hidden.total)
         found["compress_bias"] = over_samples(sums.total[hidden_rows:].view(batch, grads.shape[1]))

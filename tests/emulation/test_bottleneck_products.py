@@ -88,10 +88,11 @@ def test_tiles_of_the_hidden_tensor_make_the_same_result(emulated, monkeypatch, 
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()), msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("field", InvertedBottleneckNeeds._fields[:4])
-def test_one_gradient_alone_has_the_same_bits(emulated, field):
-    case = Case.draw((128, 512, 128), (3, 4, 5), 2, torch.bfloat16)
-    grad_output = torch.randn(2, 128, 3, 4, 5).bfloat16()
+def test_one_gradient_alone_has_the_same_bits(emulated, field, dtype):
+    case = Case.draw((128, 512, 128), (3, 4, 5), 2, dtype)
+    grad_output = torch.randn(2, 128, 3, 4, 5).to(dtype)
     everything = case.fused_gradients(emulated, grad_output, InvertedBottleneckNeeds(True, True, True, True, False))
     needs = InvertedBottleneckNeeds(*(name == field for name in InvertedBottleneckNeeds._fields))
     alone = case.fused_gradients(emulated, grad_output, needs)

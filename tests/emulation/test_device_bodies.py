@@ -11,7 +11,7 @@ from .conftest import ROOT
 
 
 def test_the_primitives_compile_for_every_architecture(tmp_path: Path) -> None:
-    from build_tools.architectures import parse_architectures, split_known
+    from build_tools.architectures import gencode_flags, parse_architectures, split_known
     from build_tools.native import find_tools
     from build_tools.settings import DEFAULT_ARCHITECTURES
     from build_tools.toolchain import Nvcc
@@ -20,7 +20,7 @@ def test_the_primitives_compile_for_every_architecture(tmp_path: Path) -> None:
     if not isinstance(tools.nvcc, Nvcc):
         pytest.skip(str(tools.nvcc))
     known, _ = split_known(parse_architectures(DEFAULT_ARCHITECTURES), tools.nvcc.architectures)
-    gencode = [flag for a in known for flag in a.flags]
+    gencode = gencode_flags(known)
     source = ROOT / "tests" / "emulation" / "kernels" / "primitives.cu"
     flags = ["-std=c++20", "-O1", "--expt-relaxed-constexpr", "-Xptxas=--warn-on-spills", "-Werror=all-warnings"]
     command = [tools.nvcc.command, *flags, *gencode, "-c", str(source), "-o", str(tmp_path / "kernels.o")]

@@ -71,10 +71,13 @@ def inverted_bottleneck_backward(
         found |= compression_gradients(output_sums, output_hidden, compress, response, grn[1])
         gain, slope = response.gain, response.slope((output_hidden * compress).sum(1))
     needs_compress = needs.compress and grn is None
+    # In float32 what is gained by the sums over the hidden channels is lost to cancellation among them: the sums of the
+    # norm's gradient are taken over that gradient itself, as PyTorch's norm does.
+    own_sums = input.dtype == torch.float32 and (needs.input or needs.norm)
     if needs_hidden or needs_compress:
         grad, hidden_sums, normalized_hidden, output_sums, output_hidden = (
             _native.inverted_bottleneck_with_gain_backward(
-                grad_output, *hidden, compress, gain, slope, needs.input, needs_hidden, needs_compress
+                grad_output, *hidden, compress, gain, slope, needs.input or own_sums, needs_hidden, needs_compress
             )
         )
         if needs_compress:
@@ -82,4 +85,7 @@ def inverted_bottleneck_backward(
         if needs_hidden:
             found["grad"] = grad if needs.input else None
             found |= expansion_gradients(hidden_sums, normalized_hidden.mT, expand, norm_weight, norm_bias)
+            if own_sums:
+                sums = _native.group_norm_backward(grad, input, *statistics, norm_weight, norm_bias, False)[1:]
+                found |= dict(zip(("grad_sum", "grad_dot_normalized"), sums, strict=True))
     return InvertedBottleneckGradients(**found)
