@@ -52,7 +52,8 @@ def test_the_plan_of_a_bottleneck_is_of_what_the_convolution_leaves(capsys: pyte
 @pytest.mark.parametrize(
     ("options", "forward", "backward"),
     [
-        (["1,32,8,8,8", "--dtype", "fp32"], "none", "none"),
+        (["1,32,8,8,8", "--dtype", "fp32"], "products", "products"),
+        (["1,32,8,8,8", "--dtype", "fp32", "--channels-last"], "none", "none"),
         (["1,32,8,8,8", "--arch", "75"], "products", "products"),
         (["1,128,8,8,8"], "products", "products"),
         (["1,128,8,8,8", "--channels-last"], "fused", "none"),
