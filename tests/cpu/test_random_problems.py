@@ -83,7 +83,7 @@ def test_inverted_bottleneck_and_its_gradients(cpu, seed):
         assert (ours is None) == (wanted is None), name
         if ours is not None:
             assert ours.shape == wanted.shape
-            # Of a few float32 sums of a 16-bit problem, one of some hundred draws is over twice the error of two others.
+            # Of some hundred draws one is over twice the error of others: a few float32 sums of a 16-bit problem.
             slack = 0.0 if input.dtype == torch.float32 else 2**-20
             assert_within_twice(ours, theirs, wanted, name, slack)
 
