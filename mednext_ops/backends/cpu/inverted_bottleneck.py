@@ -8,7 +8,13 @@ from __future__ import annotations
 import torch
 
 from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds
-from mednext_ops.formulas import GlobalResponse, compression_gradients, expansion_gradients, per_channel
+from mednext_ops.formulas import (
+    GlobalResponse,
+    compression_gradients,
+    dot_of_hidden,
+    expansion_gradients,
+    per_channel,
+)
 
 __all__ = ["inverted_bottleneck", "inverted_bottleneck_backward"]
 
@@ -68,8 +74,9 @@ def inverted_bottleneck_backward(
     if grn is not None:
         square_sums, output_sums, output_hidden = _native.inverted_bottleneck_response(grad_output, *hidden)
         response = GlobalResponse(square_sums, grn[0])
-        found |= compression_gradients(output_sums, output_hidden, compress, response, grn[1])
-        gain, slope = response.gain, response.slope((output_hidden * compress).sum(1))
+        hidden_dot = dot_of_hidden(output_hidden, compress)
+        found |= compression_gradients(output_sums, output_hidden, compress, response, grn[1], hidden_dot)
+        gain, slope = response.gain, response.slope(hidden_dot)
     needs_compress = needs.compress and grn is None
     # In float32 what is gained by the sums over the hidden channels is lost to cancellation among them: the sums of the
     # norm's gradient are taken over that gradient itself, as PyTorch's norm does.
