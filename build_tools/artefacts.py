@@ -39,7 +39,7 @@ _NVCC_FLAGS = [
     *("-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"),
     "-Xptxas=-v,--warn-on-spills",
 ]
-#: A sixth of the size. What it writes needs a driver of CUDA 12.4: one that runs what CUDA 13 builds has that.
+#: A fraction of the size. What it writes needs a driver of CUDA 12.4: one that runs what CUDA 13 builds has that.
 _COMPRESSED = ["--compress-mode=size"]
 #: Kernels as plain C++; device.h stands for what nvcc declares by itself.
 _EMULATED_FLAGS = ["-DMEDNEXT_OPS_EMULATED", "-Wno-unknown-pragmas", "-Wno-psabi", "-g1"]

@@ -186,10 +186,10 @@ def check_backward(emulated, p: Drawn) -> list[torch.Tensor]:
         assert not weight.any()
         return [data, weight]
 
-    def gradients(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradients(dtype: torch.dtype, grad: torch.Tensor = written) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = [t.to(dtype).contiguous().requires_grad_() for t in (x, w)]
         with pytorchs_kernels(p):
-            made = torch.autograd.grad(convolve(p, *inputs, None), inputs, written.to(dtype).contiguous())
+            made = torch.autograd.grad(convolve(p, *inputs, None), inputs, grad.to(dtype).contiguous())
         return made[0] if add is None else made[0] + add.to(dtype), made[1]
 
     exact, theirs = gradients(torch.float64), gradients(p.dtype)
@@ -197,7 +197,12 @@ def check_backward(emulated, p: Drawn) -> list[torch.Tensor]:
     assert_within_twice(weight, theirs[1].float(), exact[1], f"gradient of the weight of {p}")
     their_error = rms_error(theirs[1], exact[1])
     if p.dtype != torch.float32 and their_error > 0:  # it is 0 where no tap meets the input
-        assert rms_error(weight, exact[1]) < their_error, f"gradient of the weight of {p}"
+        # A gradient that is computed may be rounded first, as PyTorch is given it: then the sums of that are compared,
+        # for where taps are few PyTorch's second rounding may happen to take back the first.
+        rounded = gradients(torch.float64, written.to(p.dtype))[1] if p.affine else exact[1]
+        assert rms_error(weight, exact[1]) < their_error or rms_error(weight, rounded) < rms_error(
+            theirs[1], rounded
+        ), f"gradient of the weight of {p}"
     return [data, weight]
 
 
