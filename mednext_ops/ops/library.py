@@ -41,37 +41,18 @@ class Operator:
     def __init__(self, overload: Any, implementation: Callable[..., Any]) -> None:
         self.overload = overload
         self.implementation = implementation
-        self._function: Any = None
+        self.function: Any = None  # with the gradient formula; its last argument computes the output of the others
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or not _is_plain_call(args):
             return self.overload(*args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
-            return self._below_autograd(args)
-        return self.overload(*args) if self._function is None else self._function.apply(*args)
+            return self._below_autograd(*args)
+        return self.overload(*args) if self.function is None else self.function.apply(*args, self._below_autograd)
 
-    def _below_autograd(self, args: tuple[Any, ...]) -> Any:
+    def _below_autograd(self, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return _without_autocast(self.implementation, args)
-
-    def differentiate(self, backward: Callable[..., Any], setup_context: Callable[..., None] | None) -> None:
-        """Give the calls that go around the dispatcher this gradient formula."""
-        below = self._below_autograd
-
-        class Differentiated(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *args: Any) -> Any:
-                output = below(args)
-                if setup_context is not None:
-                    setup_context(ctx, args, output)
-                return output
-
-            @staticmethod
-            def backward(ctx: Any, *grads: Any) -> Any:
-                return backward(ctx, *grads)
-
-        Differentiated.__name__ = self.overload._schema.name.replace("::", "_")
-        self._function = Differentiated
 
 
 def _is_plain_call(args: tuple[Any, ...]) -> bool:
@@ -132,35 +113,37 @@ def differentiate(
         torch.library.register_autograd(op._name, backward, setup_context=setup_context, lib=_library)
         return
     assert not any(argument.has_default_value() or argument.kwarg_only for argument in schema.arguments)
-    operator.differentiate(backward, setup_context)
-
-    def below(keyset: Any, args: tuple[Any, ...]) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     class Differentiated(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            inputs, keyset = args[:-1], args[-1]
-            output = below(keyset, inputs)
+            *inputs, compute = args
+            output = compute(*inputs)
             if setup_context is not None:
-                setup_context(ctx, inputs, output)
+                setup_context(ctx, tuple(inputs), output)
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             needs = ctx.needs_input_grad
-            ctx.needs_input_grad = needs[:-1]  # the keyset is no input
+            ctx.needs_input_grad = needs[:-1]  # what computes is no input
             try:
                 found = backward(ctx, *grads)
             finally:
                 ctx.needs_input_grad = needs
             return (*found, None) if isinstance(found, tuple) else (found, None)
 
+    Differentiated.__name__ = op._name.replace("::", "_")
+    operator.function = Differentiated
+
     def kernel(keyset: Any, *args: Any) -> Any:
+        def below(*args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return Differentiated.apply(*args, keyset)
-        return below(keyset, args)
+            return Differentiated.apply(*args, below)
+        return below(*args)
 
     _library.impl(op._name, kernel, "Autograd", with_keyset=True)
 
