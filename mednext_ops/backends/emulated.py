@@ -79,7 +79,7 @@ def thread_order(order: str, seed: int = 0) -> Iterator[None]:
 def launches_only() -> Iterator[None]:
     """Launches are planned and checked, but no kernel runs: what a host does for a step can be timed alone.
 
-    Results are what lay in memory.
+    Results keep what fills memory at first: every byte 0xff, which is NaN.
     """
     set_running = native.library_functions("emulated").mednext_ops_emulation_set_running
     set_running(ctypes.c_int(0))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ import torch
 import mednext_ops as ops
 from mednext_ops import native
 from mednext_ops.backends import emulated
-from mednext_ops.backends.problem import Problem
+from mednext_ops.backends.problem import ConvGeometry, Problem
+
+from .conftest import ROOT
 
 
 @pytest.fixture
@@ -84,3 +88,25 @@ def test_the_build_is_for_a_clone_and_says_what_the_machine_lacks(tmp_path, monk
     assert "run this in a clone of mednext-ops" in capsys.readouterr().err
     tools = dataclasses.replace(find_tools(), compiler=Missing("no C++ compiler", "install g++"))
     assert command.build_emulated(tmp_path, tmp_path / "build", tools) == Missing("no C++ compiler", "install g++")
+
+
+def test_launches_alone_compute_nothing_and_are_checked_all_the_same(emulated):
+    input, weight = torch.randn(1, 2, 5, 5, 5), torch.randn(2, 1, 3, 3, 3)
+    geometry = ConvGeometry((3, 3, 3), padding=(1, 1, 1))
+    expected = emulated.depthwise_conv3d(input, weight, None, geometry)
+    with emulated.launches_only():
+        assert emulated.depthwise_conv3d(input, weight, None, geometry).isnan().all()
+    with pytest.raises(RuntimeError, match="weight"), emulated.launches_only():
+        emulated.depthwise_conv3d(input, weight[:1], None, geometry)
+    assert torch.equal(emulated.depthwise_conv3d(input, weight, None, geometry), expected)
+
+
+def test_the_hosts_part_of_a_step_is_timed(emulated):
+    command = [sys.executable, str(ROOT / "benchmarks" / "host_time.py"), "--variant", "S", "--steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tempfile.gettempdir())
+    times = json.loads(done.stdout)
+    assert set(times) == {"forward", "backward", "optimizer"} and all(ms > 0 for ms in times.values())
+    done = subprocess.run(
+        [*command, "--profile"], capture_output=True, text=True, check=True, cwd=tempfile.gettempdir()
+    )
+    assert "mednext_block.py" in done.stdout
