@@ -14,9 +14,10 @@ FACTOR = 2.0  # the house rule: at most twice PyTorch's own error, and one round
 #: The error of a tensor this small is a draw: it may be above PyTorch's by luck alone.
 SMALL, SMALL_FACTOR, SMALL_ROUNDINGS = 1000, 4.0, 4.0
 
-#: Before timing, beyond the rule: PyTorch's own code has up to four times the error in another layout, in float32. A
-#: wrong result is off by far more.
-GATE_SLACK = 2.0**-18
+#: Before timing, beyond the rule: in float32 PyTorch's own code has up to seven times the error in another layout (a
+#: network's gradient of ``stem.bias``, whose addends nearly cancel, in channels_last_3d on AVX2: 2.2e-5 for 3.3e-6). A
+#: wrong result is off by far more, and TF32 rounds by up to 2^-11.
+GATE_SLACK = 2.0**-16
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def judge(
 ) -> Verdict:
     """The worst of some tensors by the rule: at most twice PyTorch's own error, and one rounding of the dtype.
 
-    ``slack`` is allowed on top: PyTorch's own code breaks the rule in float32, in another layout.
+    ``slack`` is allowed on top, four times of it for a small tensor: PyTorch's own code breaks the rule in float32, in
+    another layout.
 
     Raises:
         ValueError: a result has another shape than the exact one.
@@ -80,6 +82,6 @@ def judge(
         eager_error = pytorch_error(eager[name], wanted)
         small = wanted.numel() < SMALL
         factor, roundings = (SMALL_FACTOR, SMALL_ROUNDINGS) if small else (FACTOR, 1.0)
-        allowed = factor * eager_error + roundings * torch.finfo(result.dtype).eps + slack
+        allowed = factor * eager_error + roundings * (torch.finfo(result.dtype).eps + slack)
         verdicts.append(Verdict(name, rms_error(result, wanted), eager_error, allowed))
     return max(verdicts, key=lambda v: math.inf if math.isnan(v.error) else v.error / v.allowed)

@@ -10,6 +10,7 @@ import torch
 
 import mednext_ops
 from mednext.bench import runner
+from mednext.bench.accuracy import GATE_SLACK, judge
 from mednext.bench.block_task import BlockTask
 from mednext.bench.blocks import BlockProblem
 from mednext.bench.clocks import summarize
@@ -44,6 +45,19 @@ def test_a_planted_wrong_result_gets_no_time(task, measure, plant):
     assert (ours.status, ours.seconds) == ("wrong", None)
     assert ours.error == pytest.approx(1e-3, rel=0.01) and "output: error" in ours.note
     assert eager.status == "ok" and eager.seconds
+
+
+def test_the_gate_knows_rounding_from_a_wrong_result():
+    """The errors are those of PyTorch's own gradient of ``stem.bias`` on AVX2: contiguous, and in channels_last_3d."""
+    exact = torch.ones(32, dtype=torch.float64)
+
+    def verdict(error, slack):
+        own, other = ({"stem.bias": (exact * (1 + e)).double()} for e in (3.3e-6, error))
+        return judge(other, own, {"stem.bias": exact}, slack=slack).ok
+
+    assert not verdict(2.2e-5, 0.0), "the rule of the tests, that its kernels have to keep"
+    assert verdict(2.2e-5, GATE_SLACK)
+    assert not verdict(2.0**-11 / 3, GATE_SLACK), "TF32"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
