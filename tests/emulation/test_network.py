@@ -12,6 +12,7 @@ import torch
 
 import mednext
 import mednext_ops as ops
+from mednext.backends_used import BackendsUsed
 from mednext.eager import EagerMedNeXt
 
 from ..mednext.conftest import Golden, fill
@@ -59,8 +60,9 @@ def add_errors(pairs_by_kind, ours, theirs, exact):
 @pytest.mark.parametrize("name", ["k3", "k5"])
 def test_float32_gives_the_official_results(emulated, name):
     golden = Golden.load(name)
-    with ops.use_backend("emulated", "reference"):
+    with ops.use_backend("emulated", "reference"), BackendsUsed() as used:
         ours = results(OURS, golden)
+    assert used.names() == ["emulated"]  # nothing was declined
     errors: dict[str, list[tuple[float, float]]] = {}
     add_errors(errors, ours, results(THEIRS, golden), official_results(golden))
     assert_no_worse(errors)
@@ -86,4 +88,7 @@ def autocast_errors(kernel_size: int, *backends: str) -> dict[str, list[tuple[fl
 
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_bfloat16_autocast_is_no_worse_than_pytorch(emulated, kernel_size):
-    assert_no_worse(autocast_errors(kernel_size, "emulated", "reference"))
+    with BackendsUsed() as used:
+        errors = autocast_errors(kernel_size, "emulated", "reference")
+    assert used.names() == ["emulated"]
+    assert_no_worse(errors)
