@@ -16,6 +16,9 @@ constexpr std::size_t kMostSharedBytes = 227 * 1024 + 8 * 1024;
 // Whether blocks run, or launches are only looked at: what a host pays for them can be timed so.
 std::atomic<bool> running{true};
 
+// Launches asked for so far, also of what the device would refuse.
+std::atomic<std::uint64_t> launches{0};
+
 bool possible(const Launch& launch) {
     const dim3& g = launch.grid;
     const dim3& b = launch.block;
@@ -27,6 +30,7 @@ bool possible(const Launch& launch) {
 }  // namespace
 
 cudaError_t run_grid(const Launch& launch) {
+    ++launches;
     if (!possible(launch)) return cudaErrorInvalidConfiguration;
     if (!running) return cudaSuccess;
     const Settings settings = current_settings();
@@ -72,4 +76,8 @@ cudaError_t run_grid(const Launch& launch) {
 
 extern "C" __attribute__((visibility("default"))) void mednext_ops_emulation_set_running(int running) {
     mednext_ops::emulation::running = running != 0;
+}
+
+extern "C" __attribute__((visibility("default"))) std::uint64_t mednext_ops_emulation_launches() {
+    return mednext_ops::emulation::launches;
 }
