@@ -96,9 +96,9 @@ SCHEMAS = (
     f"bottleneck_weights(Tensor input, {_BOTTLENECK_WEIGHTS}) "
     "-> (Tensor folded, Tensor bias, Tensor expand, Tensor compress)",
     "bottleneck_normalized(Tensor input, Tensor mean, Tensor rstd) -> Tensor",
-    "bottleneck_hidden_(Tensor(a!) preactivation, Tensor bias, Tensor? grad_output) -> Tensor",
-    "bottleneck_hidden_gradient_(Tensor(a!) preactivation, Tensor(b!) grad, Tensor bias, Tensor? grad_output) "
-    "-> Tensor",
+    "bottleneck_hidden_(Tensor(a!) preactivation, Tensor bias, Tensor? grad_output, int? squared=None) -> Tensor",
+    "bottleneck_hidden_gradient_(Tensor(a!) preactivation, Tensor(b!) grad, Tensor bias, Tensor? grad_output, "
+    "Tensor? slope=None, int? voxels=None) -> Tensor",
     "bottleneck_output(Tensor product, Tensor? bias, Tensor? residual, Tensor? skip, int[3] size, int[3] stride, "
     "int[3] front) -> Tensor",
     "packed_voxels(Tensor input, bool aligned) -> Tensor",
