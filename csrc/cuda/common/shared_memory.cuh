@@ -28,25 +28,45 @@ struct SharedArray {
     std::size_t count;
 };
 
+#ifdef MEDNEXT_OPS_EMULATED
+// The emulation leaves room between arrays, of which a device knows nothing.
+struct SharedBytes {
+    std::size_t with_gaps, on_device;
+    constexpr SharedBytes(std::size_t bytes) : with_gaps(bytes), on_device(bytes) {}
+    constexpr SharedBytes(std::size_t with_gaps, std::size_t on_device) : with_gaps(with_gaps), on_device(on_device) {}
+};
+#else
+using SharedBytes = std::size_t;
+#endif
+
 class SharedLayout {
   public:
     // Places an array behind those before it. ldmatrix and cp.async want rows at multiples of 16 bytes, TMA boxes at
     // multiples of 128.
     template <typename T>
     constexpr SharedArray<T> array(std::size_t count, std::size_t alignment = alignof(T) > 16 ? alignof(T) : 16) {
-        const std::size_t begin = (bytes_ + kGap + alignment - 1) / alignment * alignment;
-        bytes_ = begin + count * sizeof(T);
+        bytes_ = rounded_up(bytes_, alignment) + count * sizeof(T);
+#ifdef MEDNEXT_OPS_EMULATED
+        constexpr std::size_t kGap = 64;  // belongs to nobody: AddressSanitizer reports who touches it
+        const std::size_t begin = rounded_up(with_gaps_ + kGap, alignment);
+        with_gaps_ = begin + count * sizeof(T);
         return {begin, count};
     }
 
-    constexpr std::size_t bytes() const { return bytes_; }
+    constexpr SharedBytes bytes() const { return {with_gaps_, bytes_}; }
 
   private:
-#ifdef MEDNEXT_OPS_EMULATED
-    static constexpr std::size_t kGap = 64;  // belongs to nobody: AddressSanitizer reports who touches it
+    std::size_t with_gaps_ = 0;
 #else
-    static constexpr std::size_t kGap = 0;
+        return {bytes_ - count * sizeof(T), count};
+    }
+
+    constexpr SharedBytes bytes() const { return bytes_; }
+
+  private:
 #endif
+    static constexpr std::size_t rounded_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
+
     std::size_t bytes_ = 0;
 };
 
