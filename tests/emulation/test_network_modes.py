@@ -28,8 +28,6 @@ ARGUMENTS: dict[str, Any] = {
     "block_counts": [1] * 9,
     "strides": [2, (1, 2, 2), 2, 1],  # so that few voxels are enough
 }
-#: In 16 bits with GRN; in float32 the bottleneck runs around products.
-PRECISIONS = [(torch.bfloat16, "all"), (None, False)]
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +73,11 @@ def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.T
     assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
 
 
-@pytest.mark.parametrize(("dtype", "grn"), PRECISIONS, ids=str)
-def test_it_compiles_without_a_graph_break(dtype, grn):
+def test_it_compiles_without_a_graph_break():
     torch._dynamo.reset()
-    network, x = build(grn), image()
+    network, x = build("all"), image()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    assert_same_bits(step(network, x, dtype, compiled), step(network, x, dtype))
+    assert_same_bits(step(network, x, torch.bfloat16, compiled), step(network, x, torch.bfloat16))
 
 
 def test_it_is_exported(monkeypatch):
@@ -98,7 +95,7 @@ def test_it_is_exported(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"recompute": "conv"}, {"checkpoint_style": "outside_block"}], ids=str)
-@pytest.mark.parametrize(("dtype", "grn"), PRECISIONS, ids=str)
+@pytest.mark.parametrize(("dtype", "grn"), [(torch.bfloat16, "all"), (None, False)], ids=str)
 def test_what_is_computed_twice_has_the_same_bits(dtype, grn, options):
     plain, x = build(grn), image()
     other = build(grn, **options)
@@ -108,7 +105,7 @@ def test_what_is_computed_twice_has_the_same_bits(dtype, grn, options):
 
 def test_a_float16_step_with_a_gradient_scaler():
     """By a scale that is a power of two: the step is that of the gradients themselves."""
-    network, x, scale = build("all"), image(2), 2.0**12
+    network, x, scale = build("all"), image(), 2.0**12
     plain = copy.deepcopy(network)
     optimizers = [torch.optim.SGD(n.parameters(), lr=0.1) for n in (network, plain)]
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
