@@ -24,6 +24,7 @@ from mednext_ops.formulas import (
     dot_of_hidden,
     over_samples,
     pointwise_weight_gradient,
+    widest_dtype,
 )
 
 __all__ = ["backward", "forward"]
@@ -63,8 +64,9 @@ def forward(
         gamma, beta = grn
         response = GlobalResponse(squares.total.view(input.shape[0], -1), gamma)
         compress = _with_gain(compress_weight, response, input.dtype)
-        shift = torch.mv(compress_weight.float(), beta.float())
-        compress_bias = shift if compress_bias is None else shift + compress_bias
+        wide = widest_dtype(input.device)  # libraries add thousands of hidden channels one after the other
+        shift = torch.mv(compress_weight.to(wide), beta.to(wide))
+        compress_bias = (shift if compress_bias is None else shift + compress_bias).float()
     parts = []
     for tile in tiles:
         if hidden is None or len(tiles) > 1:
