@@ -47,7 +47,7 @@ def checks(file: Path) -> dict[str, Any]:
     """How many problems a parity report tried and passed."""
     report = json.loads(file.read_text())
     counted = {
-        name: {key: check[key] for key in ("tried", "passed", "skipped") if key in check}
+        name: {key: check[key] for key in ("tried", "passed", "skipped", "left_out") if key in check}
         for name, check in report["checks"].items()
         if isinstance(check, dict)
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
 import os
 import shutil
@@ -40,36 +38,20 @@ build all: phony whole
 """
 
 
-@pytest.fixture
-def parity(monkeypatch):
-    """The modules of benchmarks/parity, which is run as a folder."""
-    monkeypatch.syspath_prepend(BENCHMARKS / "parity")
-    names = ("random_problems", "results_of", "repeats")
-    yield {name: importlib.import_module(name) for name in names}
-    for name in names:
-        sys.modules.pop(name, None)
-
-
-def options(**changes):
-    chosen = {"backend": "cpu", "device": "cpu", "problems": 1, "runs": 3, "size": "tiny", "seed": 0}
-    chosen |= {"reference_device": "cpu", "tell": False}
-    return argparse.Namespace(**chosen | changes, deadline=time.monotonic() + 60)
-
-
 def run(*command, cwd, **environment):
     return subprocess.run(
         [str(c) for c in command], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False
     )
 
 
-def test_parity_counts_what_it_tried(parity):
+def test_parity_counts_what_it_tried(parity, options):
     report = parity["random_problems"].check(options(backend="reference"))
     assert report["tried"] == report["passed"] >= 15 and not report["failures"]
     ran = report["operators"]["group_norm_statistics bf16"]["ran_on"]
     assert ran == {"group_norm_statistics": ["reference"]}
 
 
-def test_parity_draws_and_compares_elsewhere_if_told(parity, capsys):
+def test_parity_draws_and_compares_elsewhere_if_told(parity, options, capsys):
     """The drawn tensors and PyTorch's results stay on the one device, ours are moved there and back."""
     chosen = options(backend="reference", device=torch.device("cpu"), reference_device=torch.device("cpu"), tell=True)
     report = parity["random_problems"].check(chosen)
@@ -79,7 +61,7 @@ def test_parity_draws_and_compares_elsewhere_if_told(parity, capsys):
     assert told[0].startswith("fp32 depthwise_conv3d ")
 
 
-def test_parity_finds_a_planted_error(parity, plant):
+def test_parity_finds_a_planted_error(parity, options, plant):
     plant(lambda y: y * (1 + 1e-2))
     report = parity["random_problems"].check(options(backend="reference", problems=3))
     assert report["passed"] < report["tried"]
@@ -98,13 +80,13 @@ def test_gradients_of_large_volumes_fit_into_fp16(parity):
     assert largest["bf16"] > torch.finfo(torch.float16).max
 
 
-def test_parity_finds_what_was_left_unwritten(parity, plant):
+def test_parity_finds_what_was_left_unwritten(parity, options, plant):
     plant(lambda y: torch.cat([y[:, :, :-1], torch.empty_like(y[:, :, -1:])], 2))
     report = parity["random_problems"].check(options(backend="reference"))
     assert any("nan" in failure for failure in report["failures"])
 
 
-def test_parity_finds_bits_that_differ_from_run_to_run(parity, plant):
+def test_parity_finds_bits_that_differ_from_run_to_run(parity, options, plant):
     plant(lambda y: y + 1e-6 * torch.rand(()))
     report = parity["repeats"].check_bitwise(options(backend="reference"))
     assert report["passed"] < report["tried"] and "run 2 gives other bits in output" in report["failures"][0]
