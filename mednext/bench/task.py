@@ -58,7 +58,11 @@ class Implementation:
         """The function or module as this implementation runs it; ``own_graph``: its CUDA graph is made by the timer."""
         if self.compile is None:
             return function
-        torch._functorch.config.donated_buffer = False  # a backward pass is run again and again
+        from torch._dynamo import config as dynamo  # takes seconds
+        from torch._functorch import config as functorch
+
+        functorch.donated_buffer = False  # a backward pass is run again and again
+        dynamo.fail_on_recompile_limit_hit = True  # or it would run as it is, under this name
         mode = self.compile + "-no-cudagraphs" if own_graph and self.compile == "max-autotune" else self.compile
         return torch.compile(function, mode=mode, dynamic=False)
 
