@@ -10,7 +10,8 @@ one CUDA graph too. No result is checked here: tests and benchmarks/parity do th
 
 Ours comes first, of all networks B k3 and L k5. Each row has its own attempt in a process beside this one: what is out
 of memory or of time, cannot be compiled or compared is told in its row, as its `error`. The file is written anew after
-every row. The exit status is 1 if a row of ours has an error, 3 if there is no GPU.
+every row; what `--seconds` left no time for is named there as `not_measured`. The exit status is 1 if a row of ours has
+an error, 3 if there is no GPU.
 
 Fields of a network's row: `ms` and `graph_ms`, medians of a step; `launched_ms`, what Python takes to launch one;
 `first_call_s`, with everything that is compiled or chosen then; `peak_mib`, the most that torch's allocator held during
@@ -192,25 +193,27 @@ def main() -> int:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": facts["versions"],
         "git": facts["build"].get("git"),
-        "not_started": [],
+        "not_measured": [],
     }
     report |= {job.part: [] for job in jobs}
     process = RowProcess(device)
     try:
         for job in jobs:
             left = deadline - time.monotonic()
-            if left > 0:
-                report[job.part].append(process.row(job, min(options.row_seconds, left)))
-                print(json.dumps(report[job.part][-1]), flush=True)
+            row = process.row(job, min(options.row_seconds, left)) if left > 0 else job.names
+            if left <= 0 or ("error" in row and time.monotonic() >= deadline):
+                report["not_measured"].append(job.names)
             else:
-                report["not_started"].append(job.names)
+                report[job.part].append(row)
+                print(json.dumps(row), flush=True)
             with replacing(options.output) as part:
                 part.write_text(json.dumps(report, indent=1) + "\n")
     finally:
         process.close()
     rows = report.get("operators", []) + report.get("networks", [])
     failed = [row for row in rows if "error" in row]
-    print(f"{len(rows)} rows, {len(failed)} with an error, {len(report['not_started'])} not started: {options.output}")
+    beyond = len(report["not_measured"])
+    print(f"{len(rows)} rows, {len(failed)} with an error; for {beyond} there was no time; in {options.output}")
     return int(any(row.get("source", OURS.name) == OURS.name for row in failed))
 
 
