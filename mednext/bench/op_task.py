@@ -45,8 +45,8 @@ class OpTask:
         return None
 
     def bind(self, implementation: Implementation, device: torch.device) -> Bound:
-        if implementation.source not in ("mednext", "eager"):
-            raise NotComparable
+        if implementation.source not in ("mednext", "eager") or implementation.checkpoint:
+            raise NotComparable(f"{implementation.name} has no form of an operator")
         run = _Pass(self.problem, self.pass_name, implementation, device)
 
         def check() -> Any:
