@@ -45,25 +45,26 @@ class SharedLayout {
     // multiples of 128.
     template <typename T>
     constexpr SharedArray<T> array(std::size_t count, std::size_t alignment = alignof(T) > 16 ? alignof(T) : 16) {
-        bytes_ = rounded_up(bytes_, alignment) + count * sizeof(T);
-#ifdef MEDNEXT_OPS_EMULATED
-        constexpr std::size_t kGap = 64;  // belongs to nobody: AddressSanitizer reports who touches it
-        const std::size_t begin = rounded_up(with_gaps_ + kGap, alignment);
-        with_gaps_ = begin + count * sizeof(T);
+        const std::size_t begin = rounded_up(bytes_, alignment);
+        bytes_ = begin + count * sizeof(T);
+#ifndef MEDNEXT_OPS_EMULATED
         return {begin, count};
+    }
+
+    constexpr SharedBytes bytes() const { return bytes_; }
+
+  private:
+#else
+        constexpr std::size_t kGap = 64;  // belongs to nobody: AddressSanitizer reports who touches it
+        const std::size_t with_gap = rounded_up(with_gaps_ + kGap, alignment);
+        with_gaps_ = with_gap + count * sizeof(T);
+        return {with_gap, count};
     }
 
     constexpr SharedBytes bytes() const { return {with_gaps_, bytes_}; }
 
   private:
     std::size_t with_gaps_ = 0;
-#else
-        return {bytes_ - count * sizeof(T), count};
-    }
-
-    constexpr SharedBytes bytes() const { return bytes_; }
-
-  private:
 #endif
     static constexpr std::size_t rounded_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
 
