@@ -21,15 +21,23 @@ namespace mednext_ops::bindings {
 
 using Sizes = std::array<std::int64_t, 3>;  // D, H, W
 
+inline std::string text_of(const Sizes& sizes) {
+    return "[" + std::to_string(sizes[0]) + ", " + std::to_string(sizes[1]) + ", " + std::to_string(sizes[2]) + "]";
+}
+
 // The geometry that every native convolution takes.
 struct ConvolutionGeometry {
     Sizes kernel, stride, padding, dilation, output_padding;
     bool transposed;
 
-    // The extents that Conv3d or ConvTranspose3d makes of `input`.
+    // The extents that Conv3d or ConvTranspose3d makes of `input`. A view may repeat a voxel so often that strides
+    // times extents do not fit 64 bits.
     Sizes output_of(const Sizes& input) const {
+        constexpr std::int64_t most = std::int64_t{1} << 62;
         Sizes output{};
         for (int i = 0; i < 3; ++i) {
+            require(input[i] <= most / stride[i], "an input of ", text_of(input), " is too large for a stride of ",
+                    text_of(stride));
             const std::int64_t reach = dilation[i] * (kernel[i] - 1) + 1;
             output[i] = transposed ? (input[i] - 1) * stride[i] - 2 * padding[i] + reach + output_padding[i]
                                    : (input[i] + 2 * padding[i] - reach) / stride[i] + 1;
@@ -37,10 +45,6 @@ struct ConvolutionGeometry {
         return output;
     }
 };
-
-inline std::string text_of(const Sizes& sizes) {
-    return "[" + std::to_string(sizes[0]) + ", " + std::to_string(sizes[1]) + ", " + std::to_string(sizes[2]) + "]";
-}
 
 inline Sizes volume_size(const Tensor& tensor) {
     return {tensor.size(2), tensor.size(3), tensor.size(4)};

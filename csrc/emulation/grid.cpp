@@ -15,6 +15,9 @@ constexpr unsigned kMostThreads = 1024;
 // Whether blocks run, or launches are only looked at: what a host pays for them can be timed so.
 std::atomic<bool> running{true};
 
+// Launches asked for so far, also of what the device would refuse.
+std::atomic<std::uint64_t> launches{0};
+
 bool possible(const Launch& launch, int architecture) {
     const dim3& g = launch.grid;
     const dim3& b = launch.block;
@@ -27,6 +30,7 @@ bool possible(const Launch& launch, int architecture) {
 }  // namespace
 
 cudaError_t run_grid(const Launch& launch) {
+    ++launches;
     const Settings settings = current_settings();
     if (!possible(launch, settings.architecture)) return cudaErrorInvalidConfiguration;
     if (!running) return cudaSuccess;
@@ -72,4 +76,8 @@ cudaError_t run_grid(const Launch& launch) {
 
 extern "C" __attribute__((visibility("default"))) void mednext_ops_emulation_set_running(int running) {
     mednext_ops::emulation::running = running != 0;
+}
+
+extern "C" __attribute__((visibility("default"))) std::uint64_t mednext_ops_emulation_launches() {
+    return mednext_ops::emulation::launches;
 }

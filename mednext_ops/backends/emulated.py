@@ -29,6 +29,7 @@ __all__ = [
     "group_norm_statistics",
     "inverted_bottleneck",
     "inverted_bottleneck_backward",
+    "launches",
     "launches_only",
     "packed_voxels",
     "pointwise_conv3d",
@@ -74,6 +75,13 @@ def thread_order(order: str, seed: int = 0) -> Iterator[None]:
         yield
     finally:
         _order, _seed = previous
+
+
+def launches() -> int:
+    """How many launches of kernels there were in this process, those in :func:`launches_only` too."""
+    count = native.library_functions("emulated").mednext_ops_emulation_launches
+    count.restype = ctypes.c_uint64
+    return count()
 
 
 @contextlib.contextmanager

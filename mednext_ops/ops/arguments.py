@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -26,6 +27,11 @@ _AUTOCAST_DEVICES = frozenset(d for d in ("cpu", "cuda", "mps", "xpu") if torch.
 
 _INTS = frozenset((int,))
 
+#: The most voxels that a stride, a padding or a kernel counts along an axis: products of two fit 64 bits.
+_MOST = 2**31 - 1
+#: The most bytes of a tensor.
+_MOST_BYTES = 2**63 - 1
+
 
 def is_int(value: object) -> bool:
     """Whether ``value`` is an integer, numpy's too; a bool is none."""
@@ -34,13 +40,16 @@ def is_int(value: object) -> bool:
 
 def triple(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int, int]:
     """``value`` for each of D, H, W: an int stands for all three."""
-    if type(value) is tuple and len(value) == 3 and _INTS.issuperset(map(type, value)) and min(value) >= minimum:
-        return value  # the usual case, without a question an element
+    usual = type(value) is tuple and len(value) == 3 and _INTS.issuperset(map(type, value))
+    if usual and min(value) >= minimum and max(value) <= _MOST:
+        return value  # without a question an element
     values = tuple(value) if isinstance(value, Sequence) else (value,) * 3
     if len(values) != 3 or not all(map(is_int, values)):
         raise ValueError(f"{name} must be an int or three ints (D, H, W), got {value!r}")
     if min(values) < minimum:
         raise ValueError(f"{name} must be at least {minimum} on every axis, got {value!r}")
+    if max(values) > _MOST:
+        raise ValueError(f"{name} must be at most 2^31 - 1 = {_MOST} on every axis, got {value!r}")
     return int(values[0]), int(values[1]), int(values[2])
 
 
@@ -76,12 +85,17 @@ def check_parameter(name: str, tensor: torch.Tensor, shape: Sequence[int], input
 
 
 def check_output_size(size: Sequence[int], input: torch.Tensor, kernel_size: Sequence[int]) -> None:
-    """An output with at least one voxel on every axis."""
+    """An output with at least one voxel on every axis, and not more than a tensor can have."""
     if min(size) < 1:
         raise ValueError(
             f"the output would have extent {list(size)}: input extent {list(input.shape[2:])} is too small for "
             f"kernel_size {list(kernel_size)} at this padding"
         )
+    # Not asked while a graph is recorded: it would become a condition on sizes that the graph leaves open.
+    if not torch.compiler.is_compiling() and max(size) > _MOST:
+        shape = [*input.shape[:2], *size]
+        if math.prod(max(extent, 1) for extent in shape) * input.element_size() > _MOST_BYTES:
+            raise ValueError(f"the output would have shape {shape}: a tensor has at most 2^63 - 1 bytes")
 
 
 def check_group_count(num_groups: int | None, channels: int) -> int:

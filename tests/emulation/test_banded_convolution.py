@@ -10,6 +10,7 @@ from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient
 from mednext_ops.plans import convolution_plans
 
 from ..ops.eager import assert_within_twice, rms_error
+from .repeats import assert_250_runs_give_the_same_bits
 
 DTYPES = [torch.bfloat16, torch.float16]
 KERNELS = [(3, 3, 3), (5, 5, 5), (7, 7, 7), (1, 3, 3), (1, 5, 5), (1, 7, 7)]
@@ -125,11 +126,11 @@ def test_statistics_are_those_of_the_output_as_it_is_stored(emulated, size, dtyp
         assert ((rstd - exact_rstd).abs() <= 2**-21 * exact_rstd).all()
 
 
-def all_results(emulated, dtype, size=(5, 9, 24), kernel=(5, 5, 5)):
+def all_results(emulated, dtype, size=(5, 9, 24), kernel=(5, 5, 5), batch=2):
     torch.manual_seed(1)
-    x, w, b = draw(size, kernel, dtype)
+    x, w, b = draw(size, kernel, dtype, batch)
     grad, output = torch.randn_like(x), torch.randn_like(x)
-    gradient = GroupNormGradient(grad, output, *(torch.randn(2, CHANNELS) for _ in range(3)))
+    gradient = GroupNormGradient(grad, output, *(torch.randn(batch, CHANNELS) for _ in range(3)))
     data, _ = emulated.depthwise_conv3d_backward(gradient, x, w, geometry_of(kernel), grad, True, False)
     return (*emulated.depthwise_conv3d_statistics(x, w, b, geometry_of(kernel), CHANNELS, 1e-5), data)
 
@@ -145,11 +146,10 @@ def test_every_order_of_threads_gives_the_same_bits(emulated, size, architecture
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_250_runs_give_the_same_bits(emulated):
-    first = all_results(emulated, torch.bfloat16, (3, 5, 16), (3, 3, 3))
-    for _ in range(250):
-        again = all_results(emulated, torch.bfloat16, (3, 5, 16), (3, 3, 3))
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+@pytest.mark.parametrize(("extent", "size"), [(3, (3, 5, 16)), (7, (2, 3, 8))])
+def test_250_runs_give_the_same_bits(emulated, extent, size):
+    kernel = (extent,) * 3
+    assert_250_runs_give_the_same_bits(emulated, lambda: all_results(emulated, torch.bfloat16, size, kernel, batch=1))
 
 
 def test_the_fill_and_the_cut_along_d_change_no_bit(emulated):

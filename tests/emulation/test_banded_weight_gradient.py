@@ -11,6 +11,7 @@ from mednext_ops.plans import convolution_plans
 from ..ops.eager import assert_within_twice, rms_error
 from .gradients import affine_gradient, written_out
 from .gradients import pytorchs_weight_gradient as eager
+from .repeats import assert_250_runs_give_the_same_bits
 
 DTYPES = [torch.bfloat16, torch.float16]
 KERNELS = [(3, 3, 3), (5, 5, 5), (7, 7, 7), (1, 3, 3), (1, 5, 5), (1, 7, 7)]
@@ -183,12 +184,26 @@ def test_many_warps_in_every_order_give_the_same_bits(emulated):
             assert torch.equal(by_kernel(emulated, grad, input, geometry), first)
 
 
-def test_250_runs_give_the_same_bits(emulated):
-    geometry = geometry_of((3, 3, 3))
-    input, grad = draw((3, 5, 16), geometry, torch.bfloat16)
-    first = by_kernel(emulated, grad, input, geometry)
-    for _ in range(250):
-        assert torch.equal(by_kernel(emulated, grad, input, geometry), first)
+# Every number of patches that has kernels of its own, one that has not, and k7; planes by boxes.
+REPEATED = [
+    (3, (3, 5, 16), 1),
+    (7, (2, 3, 16), 1),
+    (3, (2, 505, 8), 8),
+    (5, (2, 265, 8), 5),
+    (5, (2, 217, 8), 4),
+    (7, (2, 217, 8), 4),
+]
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("extent", "size", "patches"), REPEATED)
+def test_250_runs_give_the_same_bits(emulated, extent, size, patches, affine):
+    geometry = geometry_of((extent,) * 3)
+    input, grad = draw(size, geometry, torch.bfloat16, batch=1, channels=1)
+    plan = plan_of(input.shape, geometry, torch.bfloat16, affine=affine)
+    assert (plan["fill"], plan["patches_a_warp"]) == ("boxes", patches)
+    gradient = affine_gradient(grad) if affine else grad
+    assert_250_runs_give_the_same_bits(emulated, lambda: by_kernel(emulated, gradient, input, geometry))
 
 
 def test_the_fill_and_the_architecture_change_no_bit(emulated):

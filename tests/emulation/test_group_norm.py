@@ -10,6 +10,7 @@ import mednext_ops as ops
 from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient, memory_format_of
 
 from ..ops.eager import assert_within_twice
+from .repeats import assert_250_runs_give_the_same_bits
 
 EPS = 1e-5
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -205,3 +206,20 @@ def test_a_transposed_convolution_whose_gradient_is_computed(emulated, kernel):
     exact = torch.autograd.grad(y, leaves, scale * grad + slope * output + offset)
     for ours, wanted in zip((data, weight), exact, strict=True):
         assert (ours.double() - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_250_runs_give_the_same_bits(emulated, dtype, channels_last):
+    """Every kernel of the op with GroupNorm: statistics, the norm with GELU, its gradient and what is left of it."""
+    x, grad, weight, bias = draw((2, 3, 3, 5, 9), dtype, channels_last)
+
+    def run():
+        mean, rstd = emulated.group_norm_statistics(x, 3, EPS)
+        arguments = (x, mean, rstd, weight, bias, "gelu")
+        before, *sums = emulated.group_norm_backward(grad, *arguments)
+        maps = emulated.group_norm_input_gradient(*sums, mean, rstd, weight, x[0, 0].numel())
+        written = emulated._kernels._native.group_norm_gradient(before, x, *maps)
+        return mean, rstd, emulated.group_norm(*arguments), before, *sums, *maps, written
+
+    assert_250_runs_give_the_same_bits(emulated, run)

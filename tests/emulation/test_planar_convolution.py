@@ -15,6 +15,7 @@ from mednext_ops.plans import convolution_plans
 
 from ..ops.eager import assert_within_twice, rms_error
 from .gradients import affine_gradient, written_out
+from .repeats import assert_250_runs_give_the_same_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.bfloat16, torch.float16]
@@ -130,9 +131,9 @@ def test_statistics_are_those_of_the_output_as_it_is_stored(emulated, size, kern
         assert ((rstd - exact_rstd).abs() <= 2**-21 * exact_rstd).all()
 
 
-def all_results(emulated, dtype, size=(5, 9, 24), kernel=(5, 5, 5)):
+def all_results(emulated, dtype, size=(5, 9, 24), kernel=(5, 5, 5), batch=2):
     torch.manual_seed(1)
-    x, w, b = draw(size, kernel, dtype)
+    x, w, b = draw(size, kernel, dtype, batch)
     gradient = affine_gradient(torch.randn_like(x))
     data, _ = emulated.depthwise_conv3d_backward(gradient, x, w, geometry_of(kernel), gradient.grad, True, False)
     return (*emulated.depthwise_conv3d_statistics(x, w, b, geometry_of(kernel), CHANNELS, 1e-5), data)
@@ -148,11 +149,10 @@ def test_every_order_of_threads_gives_the_same_bits(emulated, size, kernel):
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_250_runs_give_the_same_bits(emulated):
-    first = all_results(emulated, torch.bfloat16, (3, 5, 16), (3, 3, 3))
-    for _ in range(250):
-        again = all_results(emulated, torch.bfloat16, (3, 5, 16), (3, 3, 3))
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+@pytest.mark.parametrize(("extent", "size"), [(3, (3, 5, 16)), (7, (2, 3, 8))])
+def test_250_runs_give_the_same_bits(emulated, extent, size):
+    kernel = (extent,) * 3
+    assert_250_runs_give_the_same_bits(emulated, lambda: all_results(emulated, torch.bfloat16, size, kernel, batch=1))
 
 
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (7, 7, 7)])

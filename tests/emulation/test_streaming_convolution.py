@@ -10,6 +10,7 @@ from mednext_ops.backends.problem import ConvGeometry
 from mednext_ops.plans import convolution_plans
 
 from ..ops.eager import assert_within_twice
+from .repeats import assert_250_runs_give_the_same_bits
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Kernel and stride of all gathers that are compiled.
@@ -98,6 +99,4 @@ def test_every_order_of_threads_gives_the_same_bits(emulated, kernel, stride, me
 def test_250_runs_give_the_same_bits(emulated, kernel, memory_format):
     geometry = geometry_of(kernel)
     x, w, b = draw((3, 5, 8), kernel, torch.float32, memory_format)
-    first = emulated.depthwise_conv3d(x, w, b, geometry)
-    for _ in range(250):
-        assert torch.equal(emulated.depthwise_conv3d(x, w, b, geometry), first)
+    assert_250_runs_give_the_same_bits(emulated, lambda: emulated.depthwise_conv3d(x, w, b, geometry))

@@ -13,6 +13,7 @@ from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient
 from mednext_ops.plans import convolution_plans
 
 from ..ops.eager import assert_within_twice
+from .repeats import assert_250_runs_give_the_same_bits
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Kernel and stride of all scatters that are compiled.
@@ -178,9 +179,7 @@ def test_every_order_of_threads_gives_the_same_bits(emulated, kernel, stride, dt
 def test_250_runs_give_the_same_bits(emulated, kernel, memory_format):
     geometry = geometry_of(kernel, (2, 2, 2))
     x, w = draw(1, CHANNELS, 2, 3, 5, memory_format=memory_format), draw_weight(kernel, torch.float32)
-    first = emulated.depthwise_conv3d(x, w, None, geometry)
-    for _ in range(250):
-        assert torch.equal(emulated.depthwise_conv3d(x, w, None, geometry), first)
+    assert_250_runs_give_the_same_bits(emulated, lambda: emulated.depthwise_conv3d(x, w, None, geometry))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

@@ -13,6 +13,7 @@ from mednext_ops.plans import convolution_plans
 
 from ..ops.eager import assert_within_twice, rms_error
 from .gradients import affine_gradient, halved, shifted, written_out
+from .repeats import assert_250_runs_give_the_same_bits
 
 DTYPES = [torch.bfloat16, torch.float16]
 KERNELS = [3, 5, 7]
@@ -163,11 +164,10 @@ def test_every_order_of_threads_gives_the_same_bits(emulated, size, direct, kern
             assert equal(first, all_results(emulated, *given))
 
 
-def test_250_runs_give_the_same_bits(emulated):
-    given = draw_all((3, 5, 15), 3)
-    first = all_results(emulated, *given)
-    for _ in range(250):
-        assert equal(first, all_results(emulated, *given))
+@pytest.mark.parametrize(("kernel", "size"), [(3, (3, 5, 15)), (7, (2, 3, 9))])
+def test_250_runs_give_the_same_bits(emulated, kernel, size):
+    given = draw_all(size, kernel)
+    assert_250_runs_give_the_same_bits(emulated, lambda: all_results(emulated, *given))
 
 
 @pytest.mark.parametrize("size", [(9, 10, 24), (7, 9, 15), (5, 6, 34), (1, 1, 1), (2, 3, 2)])

@@ -13,6 +13,7 @@ from mednext_ops.plans import convolution_plans
 from ..ops.eager import assert_within_twice, rms_error
 from .gradients import affine_gradient, halved, shifted, written_out
 from .gradients import pytorchs_weight_gradient as eager
+from .repeats import assert_250_runs_give_the_same_bits
 
 DTYPES = [torch.bfloat16, torch.float16]
 KERNELS = [3, 5, 7]
@@ -158,12 +159,14 @@ def test_every_order_of_threads_gives_the_same_bits(emulated, size, aligned, ker
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_250_runs_give_the_same_bits(emulated):
-    geometry = geometry_of(3)
-    input, grad = draw((3, 5, 16), geometry, torch.bfloat16)
-    first = by_kernel(emulated, grad, input, geometry)
-    for _ in range(250):
-        assert torch.equal(by_kernel(emulated, grad, input, geometry), first)
+@pytest.mark.parametrize(("kernel", "size"), [(3, (3, 5, 16)), (7, (3, 3, 16))])
+def test_250_runs_give_the_same_bits(emulated, kernel, size):
+    geometry = geometry_of(kernel)
+    input, grad = draw(size, geometry, torch.bfloat16)
+    gradient = affine_gradient(grad)
+    assert_250_runs_give_the_same_bits(
+        emulated, lambda: [by_kernel(emulated, g, input, geometry) for g in (grad, gradient)]
+    )
 
 
 @pytest.mark.parametrize("size", [(9, 10, 24), (7, 9, 15), (5, 6, 34)])

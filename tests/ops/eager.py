@@ -25,13 +25,17 @@ def rms_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def assert_within_twice(ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor, name: str) -> None:
-    """The house rule: an error of at most twice that of PyTorch's own op, and one rounding of the result's dtype."""
+    """The house rule: an error of at most twice that of PyTorch's own op.
+
+    Of a tensor in float32 one rounding more, for of a few numbers that is a draw; in 16 bits a sixteenth of one.
+    """
     our, their = rms_error(ours, exact), rms_error(theirs, exact)
     if math.isnan(their) and exact.isfinite().all():
         their = (
             0.0  # PyTorch's convolutions in 16 bits on a CPU have read memory that nobody wrote: theirs says nothing
         )
-    assert our <= 2 * their + torch.finfo(ours.dtype).eps, f"{name}: error {our:.2e}, PyTorch's own {their:.2e}"
+    slack = torch.finfo(ours.dtype).eps / (16 if ours.element_size() == 2 else 1)
+    assert our <= 2 * their + slack, f"{name}: error {our:.2e}, PyTorch's own {their:.2e}"
 
 
 def grn(hidden: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
