@@ -45,29 +45,26 @@ class SharedLayout {
     // multiples of 128.
     template <typename T>
     constexpr SharedArray<T> array(std::size_t count, std::size_t alignment = alignof(T) > 16 ? alignof(T) : 16) {
-        const std::size_t begin = rounded_up(bytes_, alignment);
+        const std::size_t begin = (bytes_ + kGap + alignment - 1) / alignment * alignment;
         bytes_ = begin + count * sizeof(T);
-#ifndef MEDNEXT_OPS_EMULATED
+#ifdef MEDNEXT_OPS_EMULATED
+        on_device_ = (on_device_ + alignment - 1) / alignment * alignment + count * sizeof(T);
+#endif
         return {begin, count};
     }
 
+#ifdef MEDNEXT_OPS_EMULATED
+    constexpr SharedBytes bytes() const { return {bytes_, on_device_}; }
+
+  private:
+    static constexpr std::size_t kGap = 64;  // belongs to nobody: AddressSanitizer reports who touches it
+    std::size_t on_device_ = 0;
+#else
     constexpr SharedBytes bytes() const { return bytes_; }
 
   private:
-#else
-        constexpr std::size_t kGap = 64;  // belongs to nobody: AddressSanitizer reports who touches it
-        const std::size_t with_gap = rounded_up(with_gaps_ + kGap, alignment);
-        with_gaps_ = with_gap + count * sizeof(T);
-        return {with_gap, count};
-    }
-
-    constexpr SharedBytes bytes() const { return {with_gaps_, bytes_}; }
-
-  private:
-    std::size_t with_gaps_ = 0;
+    static constexpr std::size_t kGap = 0;
 #endif
-    static constexpr std::size_t rounded_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
-
     std::size_t bytes_ = 0;
 };
 
