@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +34,19 @@ def steps(folder: Path) -> dict[str, Any]:
     return found
 
 
-def tests(file: Path) -> dict[str, int] | None:
-    """Counts of pytest's own report."""
+def tests(file: Path) -> dict[str, Any] | None:
+    """What benchmarks/tests_so_far.py counted."""
     if not file.is_file():
         return None
-    suites = list(ElementTree.parse(file).getroot().iter("testsuite"))
-    return {name: sum(int(s.get(name, 0)) for s in suites) for name in ("tests", "failures", "errors", "skipped")}
+    report = json.loads(file.read_text())
+    return {name: count for name, count in report.items() if name != "failed"}
 
 
 def checks(file: Path) -> dict[str, Any]:
     """How many problems a parity report tried and passed."""
     report = json.loads(file.read_text())
     counted = {
-        name: {key: check[key] for key in ("tried", "passed", "skipped") if key in check}
+        name: {key: check[key] for key in ("tried", "passed", "skipped", "left_out") if key in check}
         for name, check in report["checks"].items()
         if isinstance(check, dict)
     }
@@ -60,6 +59,15 @@ def rows(file: Path) -> dict[str, int]:
     for row in json.loads(file.read_text())["rows"]:
         counted[row["status"]] = counted.get(row["status"], 0) + 1
     return counted
+
+
+def networks(file: Path) -> dict[str, int] | None:
+    """How many networks benchmarks/gpu_times.py measured, could not measure, and had no time for."""
+    if not file.is_file():
+        return None
+    report = json.loads(file.read_text())
+    failed = sum("error" in row for row in report["networks"])
+    return {"ok": len(report["networks"]) - failed, "error": failed, "not_measured": len(report["not_measured"])}
 
 
 def gpu(folder: Path) -> str | None:
@@ -83,10 +91,11 @@ def main() -> int:
         "git": os.environ.get("MEDNEXT_OPS_GIT") or None,
         "seconds": options.seconds,
         "steps": steps(folder),
-        "tests": tests(folder / "tests.xml"),
-        "triton_tests": tests(folder / "triton.xml"),
+        "tests": tests(folder / "tests.json"),
+        "triton_tests": tests(folder / "triton.json"),
         "parity": {f.stem.removeprefix("parity-"): checks(f) for f in sorted(folder.glob("parity-*.json"))},
         "benchmarks": {f.parent.name: rows(f) for f in sorted(folder.glob("*/results.json"))},
+        "networks": networks(folder / "networks.json"),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     failed = [name for name, step in summary["steps"].items() if step["result"] in ("failed", "out of time")]

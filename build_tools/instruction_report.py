@@ -2,9 +2,10 @@
 
 ``python -m build_tools.instruction_report`` disassembles the object files of a build (build/native by default) for the
 architectures of :data:`ARCHITECTURES` and compares them with the committed table, docs/kernels/instructions.json.
-``--write`` makes that table, and docs/kernels/instructions.md from it, anew. A comparison fails where a kernel spills,
-where one is missing on either side, and (under the CUDA release that made the table) where one takes more registers or
-a longer loop than :data:`TOLERANCE` allows. Needs cuobjdump and nvdisasm: of a CUDA toolkit, or
+``--write`` makes that table, and docs/kernels/instructions.md from it, anew. Both fail on a spill, a stack frame, and a
+name that two kernels have. The comparison also fails where a kernel is missing on either side, takes more registers or
+a longer loop than :data:`TOLERANCE` allows, or loses tensor-core products; under another CUDA release than the table's
+it leaves the last three out and says so. Needs cuobjdump and nvdisasm: of a CUDA toolkit, or
 ``pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm``.
 """
 
@@ -24,11 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from build_tools.ptxas_report import demangle, read_report
+from build_tools.ptxas_report import allowed_frame, demangle, read_report
 from build_tools.settings import usable_cpus
 from build_tools.toolchain import Missing, Nvcc, find_nvcc, package_directories
 
-__all__ = ["KernelInstructions", "compare", "main", "main_loop", "read_disassembly"]
+__all__ = ["KernelInstructions", "compare", "defects", "main", "main_loop", "not_compared", "read_disassembly"]
 
 #: One of each generation that differs in what it executes: Ampere's copies and products, Hopper's copy engine.
 ARCHITECTURES = ("sm_80", "sm_90a")
@@ -61,6 +62,7 @@ class KernelInstructions:
     architecture: str
     registers: int
     spill_bytes: int
+    stack_bytes: int  # of a frame, which :data:`build_tools.ptxas_report.ALLOWED_FRAMES` may explain
     static_shared_bytes: int
     instructions: int
     loop_instructions: int
@@ -154,6 +156,7 @@ def _collect_one(cuobjdump: Path, report: Path, architecture: str) -> list[Kerne
                 architecture,
                 entry.registers,
                 entry.spill_stores + entry.spill_loads,
+                entry.stack,
                 shared.get((mangled, architecture), 0),
                 len(functions[mangled]),
                 len(loop),
@@ -174,15 +177,41 @@ def _static_shared(report: str) -> dict[tuple[str, str], int]:
     return found
 
 
-def compare(now: Iterable[KernelInstructions], table: dict[str, Any], release: str) -> list[str]:
+def defects(kernels: list[KernelInstructions]) -> list[str]:
+    """What may not be, whatever the table says: spills, stack frames, and two kernels that cannot be told apart."""
+    problems = []
+    for k in kernels:
+        name = f"{k.kernel} on {k.architecture}"
+        if k.spill_bytes:
+            problems.append(f"{name} spills {k.spill_bytes} bytes a thread")
+        elif k.stack_bytes and allowed_frame(k.kernel, k.architecture, k.stack_bytes) is None:
+            problems.append(f"{name} has a stack frame of {k.stack_bytes} bytes a thread: an array not in registers")
+    return problems + _repeated((k.kernel, k.architecture) for k in kernels)
+
+
+def _repeated(keys: Iterable[tuple[str, str]]) -> list[str]:
+    counts = Counter(keys)
+    return [f"{name} on {arch} is the name of {count} kernels" for (name, arch), count in counts.items() if count > 1]
+
+
+def not_compared(table: dict[str, Any], release: str) -> str | None:
+    """What :func:`compare` leaves out, in words; None where it compares everything."""
+    if release == table["cuda"]:
+        return None
+    return (
+        f"not compared: registers, loops and their tensor-core products, since this build is of CUDA {release} "
+        f"and the table of CUDA {table['cuda']}; compared: spills, stack frames and which kernels there are"
+    )
+
+
+def compare(now: list[KernelInstructions], table: dict[str, Any], release: str) -> list[str]:
     """What is worse than the committed table, a sentence each; empty where nothing is."""
     before = {(k["kernel"], k["architecture"]): KernelInstructions(**k) for k in table["kernels"]}
-    problems = []
     current = {(k.kernel, k.architecture): k for k in now}
+    problems = defects(now)
+    problems += [f"in the table {p}" for p in _repeated((k["kernel"], k["architecture"]) for k in table["kernels"])]
     for key, kernel in current.items():
         name = f"{kernel.kernel} on {kernel.architecture}"
-        if kernel.spill_bytes:
-            problems.append(f"{name} spills {kernel.spill_bytes} bytes a thread")
         old = before.get(key)
         if old is None:
             problems.append(f"{name} is not in the table: make it anew with --write and look at it")
@@ -209,7 +238,11 @@ def page(kernels: list[KernelInstructions], release: str) -> str:
         "",
         f"Made by `python -m build_tools.instruction_report --write` from a build with CUDA {release}; CI compares.",
         "The loop is the one with the most products; its instructions are counted as they stand, with the paths that a",
-        "launch does not take (other fills, odd extents, epilogues). Nothing spills.",
+        "launch does not take (other fills, odd extents, epilogues). Nothing spills, nothing has a stack frame.",
+        "",
+        "Static shared memory is what the code declares. Rings of planes, tiles and weights are dynamic shared memory,",
+        "which a launch sizes for its problem: `python -m mednext_ops.info --plan` shows the ring of a convolution",
+        "(`ring bytes`; weights and tables are on top) and all that a fused bottleneck takes (`shared bytes at most`).",
         "",
         "| kernel | architecture | registers | static shared | loop | products | share | also in the loop |",
         "|---|---|---|---|---|---|---|---|",
@@ -246,6 +279,11 @@ def main(arguments: list[str] | None = None) -> int:
             f"no kernel for {wanted} under {options.folder}: build with MEDNEXT_OPS_BUILD=cuda first", file=sys.stderr
         )
         return 1
+    if options.write and (problems := defects(kernels)):
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        print(f"nothing written, {len(problems)} defects")
+        return 1
     if options.write:
         table = {"cuda": nvcc.release, "kernels": [asdict(k) for k in kernels]}
         TABLE.parent.mkdir(parents=True, exist_ok=True)
@@ -253,10 +291,13 @@ def main(arguments: list[str] | None = None) -> int:
         PAGE.write_text(page(kernels, nvcc.release))
         print(f"{len(kernels)} kernels written to {TABLE} and {PAGE}")
         return 0
-    problems = compare(kernels, json.loads(TABLE.read_text()), nvcc.release)
+    table = json.loads(TABLE.read_text())
+    problems = compare(kernels, table, nvcc.release)
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{len(kernels)} kernels compared with {TABLE}, {len(problems)} worse")
+    if left_out := not_compared(table, nvcc.release):
+        print(left_out)
     return int(bool(problems))
 
 

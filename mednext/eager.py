@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["EagerMedNeXt"]
 
@@ -54,6 +55,13 @@ class EagerBlock(nn.Module):
         return F.pad(out, (1, 0) * (out.dim() - 2)) if self.step > 0 else out
 
 
+class CheckpointedBlock(EagerBlock):
+    """An :class:`EagerBlock` that keeps its input alone for the backward pass and runs again there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
 class EagerHead(nn.Module):
     """A 1x1 convolution to the classes."""
 
@@ -66,7 +74,7 @@ class EagerHead(nn.Module):
 
 
 class EagerMedNeXt(nn.Module):
-    """The official MedNeXt with GroupNorm, one cubic kernel and no checkpointing; arguments as :class:`MedNeXt`."""
+    """The official MedNeXt with GroupNorm and one cubic kernel; arguments as :class:`MedNeXt`."""
 
     def __init__(
         self,
@@ -78,6 +86,7 @@ class EagerMedNeXt(nn.Module):
         deep_supervision: bool = False,
         do_res: bool = False,
         do_res_up_down: bool = False,
+        checkpoint_style: str | None = None,
         block_counts: Sequence[int] = (2,) * 9,
         dim: str = "3d",
         grn: bool | str = False,
@@ -87,17 +96,18 @@ class EagerMedNeXt(nn.Module):
         r = [exp_r] * 9 if isinstance(exp_r, int) else list(exp_r)
         c = [n_channels * 2**level for level in range(5)]
         k, n = kernel_size, block_counts
+        block = {None: EagerBlock, "outside_block": CheckpointedBlock}[checkpoint_style]
 
         def stage(channels: int, ratio: int, count: int) -> nn.Sequential:
-            blocks = [EagerBlock(channels, channels, ratio, k, do_res, 0, axes, bool(grn)) for _ in range(count)]
+            blocks = [block(channels, channels, ratio, k, do_res, 0, axes, bool(grn)) for _ in range(count)]
             return nn.Sequential(*blocks)
 
         def down(level: int) -> EagerBlock:
             with_grn = grn == "all" or (bool(grn) and level > 0)
-            return EagerBlock(c[level], c[level + 1], r[level + 1], k, do_res_up_down, -1, axes, with_grn)
+            return block(c[level], c[level + 1], r[level + 1], k, do_res_up_down, -1, axes, with_grn)
 
         def up(level: int) -> EagerBlock:
-            return EagerBlock(c[level + 1], c[level], r[8 - level], k, do_res_up_down, +1, axes, bool(grn))
+            return block(c[level + 1], c[level], r[8 - level], k, do_res_up_down, +1, axes, bool(grn))
 
         self.stem = {2: nn.Conv2d, 3: nn.Conv3d}[axes](in_channels, c[0], 1)
         self.enc_block_0, self.down_0 = stage(c[0], r[0], n[0]), down(0)

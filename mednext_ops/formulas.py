@@ -183,11 +183,12 @@ def compression_gradients(
     by_gain = over_samples(output_hidden * response.gain[:, None])
     if hidden_dot is None:
         hidden_dot = dot_of_hidden(output_hidden, compress)
+    wide = widest_dtype(compress.device)  # libraries add hundreds of outputs one after the other
     return {
         "compress_weight": torch.addr(by_gain, sums, grn_beta.to(sums.dtype)),
         "compress_bias": sums,
         "grn_gamma": over_samples(response.normalized * hidden_dot).to(sums.dtype),
-        "grn_beta": sums @ compress,
+        "grn_beta": (sums.to(wide) @ compress.to(wide)).to(sums.dtype),
     }
 
 

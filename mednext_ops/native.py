@@ -96,9 +96,9 @@ SCHEMAS = (
     f"bottleneck_weights(Tensor input, {_BOTTLENECK_WEIGHTS}) "
     "-> (Tensor folded, Tensor bias, Tensor expand, Tensor compress)",
     "bottleneck_normalized(Tensor input, Tensor mean, Tensor rstd) -> Tensor",
-    "bottleneck_hidden_(Tensor(a!) preactivation, Tensor bias, Tensor? grad_output) -> Tensor",
-    "bottleneck_hidden_gradient_(Tensor(a!) preactivation, Tensor(b!) grad, Tensor bias, Tensor? grad_output) "
-    "-> Tensor",
+    "bottleneck_hidden_(Tensor(a!) preactivation, Tensor bias, Tensor? grad_output, int? squared=None) -> Tensor",
+    "bottleneck_hidden_gradient_(Tensor(a!) preactivation, Tensor(b!) grad, Tensor bias, Tensor? grad_output, "
+    "Tensor? slope=None, int? voxels=None) -> Tensor",
     "bottleneck_output(Tensor product, Tensor? bias, Tensor? residual, Tensor? skip, int[3] size, int[3] stride, "
     "int[3] front) -> Tensor",
     "packed_voxels(Tensor input, bool aligned) -> Tensor",
@@ -306,7 +306,11 @@ def cpu_capabilities() -> tuple[str, ...]:
 
 
 def covers(architectures: list[str], capability: tuple[int, int]) -> bool:
-    """Whether code for ``architectures`` ("86", "90a", "120+PTX") runs on a GPU of that compute capability."""
+    """Whether code for ``architectures`` ("86", "90a", "120+PTX") runs on a GPU of that compute capability.
+
+    PTX runs on newer ones too, but it is without what its own architecture lacks: bfloat16 on tensor cores and
+    asynchronous copies (8.0), the copy engine (9.0). Kernels are chosen by the GPU, which must have none of them new.
+    """
     major, minor = capability
     for name in architectures:
         match = re.fullmatch(r"(\d+)(\d)([af]?)(\+PTX)?", name)
@@ -318,7 +322,8 @@ def covers(architectures: list[str], capability: tuple[int, int]) -> bool:
         same_family = built[0] == major and built[1] <= minor
         if same_family and match[3] != "a":
             return True
-        if match[4] and not match[3] and built <= (major, minor):
+        features = [sum(version >= since for since in ((8, 0), (9, 0))) for version in (built, capability)]
+        if match[4] and not match[3] and built <= (major, minor) and features[0] == features[1]:
             return True
     return False
 

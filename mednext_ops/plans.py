@@ -118,8 +118,8 @@ def bottleneck_plans(
         channels_last: its volumes are in channels_last_3d.
 
     Returns:
-        ``bottleneck_forward`` and ``bottleneck_backward``: ``core`` is "fused", with what the plan says; "products" of
-        a library, with our kernels between them; or "none", where the next backend runs it.
+        ``bottleneck_forward`` and ``bottleneck_backward``: ``core`` is "fused", with what the plan says, or "products"
+        of a library, with our kernels between them.
 
     Raises:
         ValueError: the shape is not five extents, an extent is not positive, or the dtype has no kernels.
@@ -142,9 +142,7 @@ def bottleneck_plans(
         channels_last=channels_last,
         architecture=architecture,
     )
-    if not grn and not channels_last:
-        return {name: {"core": "products"} if plan["core"] == "none" else plan for name, plan in plans.items()}
-    return plans
+    return {name: {"core": "products"} if plan["core"] == "none" else plan for name, plan in plans.items()}
 
 
 def _planner() -> Any:

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import each_kernel
 import results_of
 import torch
+from operators_tried import draw, told
 
 import mednext_ops as ops
-from mednext.bench.operators import DTYPES, OPERATORS, OpProblem, Tensors, draw
+from mednext.bench.operators import DTYPES, OPERATORS, OpProblem, Tensors
 
 __all__ = ["check_bitwise", "check_graph", "check_stream"]
 
 #: Enough blocks for any order of them; rows that the copy engine takes, and rows that it does not.
 SHAPES = {"cuda": [(2, 32, 40, 40, 40), (1, 24, 33, 37, 45)], "cpu": [(1, 3, 4, 5, 8), (1, 2, 3, 4, 7)]}
 
+#: Of the fixed list's extents: an odd factor takes no other kernel, and gives each more blocks.
+SCALES = {"cuda": 3, "cpu": 1}
 
-def problems(options: argparse.Namespace) -> Iterator[OpProblem]:
-    """Each operator in each dtype and format, k3 and k5, until the time is over."""
+
+def problems(options: argparse.Namespace) -> list[OpProblem]:
+    """Each kernel, then each operator in each dtype and format, k3 and k5."""
+    return [*each_kernel.problems_for(options, SCALES[options.device]), *_of_operators(SHAPES[options.device])]
+
+
+def _of_operators(shapes: Sequence[tuple[int, ...]]) -> Iterator[OpProblem]:
     for op in OPERATORS:
         for dtype in DTYPES:
-            for shape in SHAPES[options.device]:
+            for shape in shapes:
                 for kernel, channels_last in (((3, 3, 3), False), ((5, 5, 5), False), ((3, 3, 3), True)):
-                    if time.monotonic() > options.deadline:
-                        return
                     if kernel != (3, 3, 3) and op in ("group_norm_statistics", "inverted_bottleneck"):
                         continue
                     stride = (2, 2, 2) if op == "depthwise_conv_transpose3d" else (1, 1, 1)
@@ -39,19 +46,21 @@ def differing(first: Tensors, second: Tensors) -> list[str]:
 
 
 def check_bitwise(options: argparse.Namespace) -> dict[str, Any]:
-    """Many runs of each problem."""
+    """Many runs of each problem, fewer where the time is short: each has an equal share of what is left of it."""
+    repeats: list[int] = []
 
-    def same(problem: OpProblem) -> str | None:
+    def same(problem: OpProblem, until: float) -> str | None:
         tensors = draw(problem, options.device, options.seed)
         first = results_of.of_ours(problem, tensors)
-        for run in range(options.runs):
-            if time.monotonic() > options.deadline:
-                return None
+        run = 1
+        while run == 1 or (run <= options.runs and time.monotonic() < until):
+            run += 1
             if wrong := differing(first, results_of.of_ours(problem, tensors)):
-                return f"run {run + 2} gives other bits in {', '.join(wrong)}"
+                return f"run {run} gives other bits in {', '.join(wrong)}"
+        repeats.append(run - 1)
         return None
 
-    return _count(options, same) | {"runs": options.runs}
+    return _count(options, same) | {"runs": options.runs, "fewest_runs": min(repeats, default=0)}
 
 
 def check_stream(options: argparse.Namespace) -> dict[str, Any]:
@@ -59,7 +68,7 @@ def check_stream(options: argparse.Namespace) -> dict[str, Any]:
     if options.device != "cuda":
         return _skipped("streams belong to a GPU")
 
-    def same(problem: OpProblem) -> str | None:
+    def same(problem: OpProblem, until: float) -> str | None:
         tensors = draw(problem, "cuda", options.seed)
         expected = results_of.of_ours(problem, tensors)
         source = tensors["input"].clone()
@@ -82,7 +91,7 @@ def check_graph(options: argparse.Namespace) -> dict[str, Any]:
     if options.device != "cuda":
         return _skipped("CUDA graphs belong to a GPU")
 
-    def same(problem: OpProblem) -> str | None:
+    def same(problem: OpProblem, until: float) -> str | None:
         tensors = draw(problem, "cuda", options.seed)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -102,18 +111,28 @@ def check_graph(options: argparse.Namespace) -> dict[str, Any]:
     return _count(options, same)
 
 
-def _count(options: argparse.Namespace, fails: Callable[[OpProblem], str | None]) -> dict[str, Any]:
-    tried, failures = 0, []
-    for problem in problems(options):
+def _count(options: argparse.Namespace, fails: Callable[[OpProblem, float], str | None]) -> dict[str, Any]:
+    """``fails`` of each problem and the time at which its share is over; no new problem after the deadline."""
+    tried, failures, chosen = 0, [], problems(options)
+    for problem in chosen:
+        now = time.monotonic()
+        if now > options.deadline:
+            break
+        until = now + (options.deadline - now) / (len(chosen) - tried)
         tried += 1
         try:
             with ops.use_backend(options.backend, "reference"):
-                failure = fails(problem)
+                failure = fails(problem, until)
         except RuntimeError as error:
             failure = f"{type(error).__name__}: {error}"
         if failure is not None:
-            failures.append(f"{problem.dtype} {problem}{' channels_last' * problem.channels_last}: {failure}")
-    return {"tried": tried, "passed": tried - len(failures), "failures": failures}
+            failures.append(f"{told(problem)}: {failure}")
+    return {
+        "tried": tried,
+        "passed": tried - len(failures),
+        "left_out": len(chosen) - tried,
+        "failures": failures,
+    }
 
 
 def _skipped(reason: str) -> dict[str, Any]:

@@ -176,19 +176,30 @@ Tensor launch_hidden(const char* op, const CudaContext& context, const kernels::
     return sums;
 }
 
-// Returns [N * O], the sums of the output's gradient; none without it.
-Tensor bottleneck_hidden(const Tensor& preactivation, const Tensor& bias, const MaybeTensor& grad_output) {
+void require_voxels(const char* op, std::int64_t voxels, const kernels::HiddenProblem& problem) {
+    require(voxels >= 0 && voxels <= problem.length, op, ": voxels must be in 0 to ", problem.length, ", got ", voxels);
+}
+
+// Returns [N * O], the sums of the output's gradient; none without it. With `squared` voxels of each row, the sums of
+// their squares come before them, [N * R].
+Tensor bottleneck_hidden(const Tensor& preactivation, const Tensor& bias, const MaybeTensor& grad_output,
+                         std::optional<std::int64_t> squared) {
     constexpr const char* op = "bottleneck_hidden_";
     require_rows(op, "preactivation", preactivation);
     require_floats(op, "bias", bias, {preactivation.size(1)}, preactivation);
     const CudaContext context(preactivation);
     const Tensor dense = in_format(bias, false);
-    return launch_hidden(op, context, hidden_problem(op, preactivation, dense, grad_output), preactivation);
+    kernels::HiddenProblem problem = hidden_problem(op, preactivation, dense, grad_output);
+    problem.squares = squared.has_value();
+    problem.voxels = squared.value_or(problem.length);
+    require_voxels(op, problem.voxels, problem);
+    return launch_hidden(op, context, problem, preactivation);
 }
 
-// Returns [N * R], and behind them the same [N * O].
+// Returns [N * R], and behind them the same [N * O]. With a slope [N, R] of GRN the rows are `voxels` long.
 Tensor bottleneck_hidden_gradient(const Tensor& preactivation, const Tensor& grad, const Tensor& bias,
-                                  const MaybeTensor& grad_output) {
+                                  const MaybeTensor& grad_output, const MaybeTensor& slope,
+                                  std::optional<std::int64_t> voxels) {
     constexpr const char* op = "bottleneck_hidden_gradient_";
     require_rows(op, "preactivation", preactivation);
     require_rows(op, "grad", grad);
@@ -201,6 +212,12 @@ Tensor bottleneck_hidden_gradient(const Tensor& preactivation, const Tensor& gra
     const Tensor dense = in_format(bias, false);
     kernels::HiddenProblem problem = hidden_problem(op, preactivation, dense, grad_output);
     problem.grad = grad.mutable_data_ptr();
+    problem.voxels = voxels.value_or(problem.length);
+    require(slope.has_value() == voxels.has_value(), op, ": slope and voxels must both be given, or neither of them");
+    require_voxels(op, problem.voxels, problem);
+    if (slope) require_floats(op, "slope", *slope, {preactivation.size(0), hidden}, preactivation);
+    const MaybeTensor dense_slope = in_format(slope, false);
+    if (dense_slope) problem.slope = floats(*dense_slope);
     return launch_hidden(op, context, problem, preactivation);
 }
 

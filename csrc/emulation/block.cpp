@@ -84,6 +84,7 @@ void Block::run(uint3 index) {
         thread->fiber.start(&Block::enter, thread.get());
     }
     unfinished_ = thread_count();
+    order_.clear();
 
     Block* const outer = std::exchange(current_block, this);
     blockIdx = index;
@@ -91,10 +92,7 @@ void Block::run(uint3 index) {
     gridDim = launch_.grid;
     try {
         while (unfinished_ > 0) {
-            bool progress = false;
-            order_threads();
-            for (Thread* thread : order_) progress = resume(*thread) || progress;
-            if (!progress) fail_deadlocked();
+            if (!(settings_.order == Order::uneven ? run_first_warp() : run_all())) fail_deadlocked();
         }
         if (mbarriers_.in_flight() > 0) {
             throw EmulationError(place() + ": the block ends with " + std::to_string(mbarriers_.in_flight()) +
@@ -122,12 +120,38 @@ bool Block::resume(Thread& thread) {
     return true;
 }
 
-void Block::order_threads() {
-    if (order_.empty() || settings_.order == Order::shuffled) {
-        order_.clear();
-        for (const auto& thread : threads_) order_.push_back(thread.get());
-        arrange(order_, settings_.order, random_);
+// Every thread once, in the order that the settings ask for; whether any could go on.
+bool Block::run_all() {
+    if (order_.empty() || settings_.order == Order::shuffled) order_threads();
+    bool progress = false;
+    for (Thread* thread : order_) progress = resume(*thread) || progress;
+    return progress;
+}
+
+// The first warp that can go on, of an order that is drawn again from time to time: the last ones stand still for long,
+// and the first ones get as far ahead as what they wait for lets them.
+bool Block::run_first_warp() {
+    constexpr std::uint64_t kMeanRounds = 2048;  // some steps of a kernel, each of some dozens of collectives
+    if (order_.empty() || next_random(random_) % kMeanRounds == 0) order_threads();
+    for (auto first = order_.begin(); first != order_.end();) {
+        const unsigned warp = (*first)->warp();
+        bool progress = false;
+        for (; first != order_.end() && (*first)->warp() == warp; ++first) progress = resume(**first) || progress;
+        if (progress) return true;
     }
+    return false;
+}
+
+void Block::order_threads() {
+    order_.clear();
+    for (const auto& thread : threads_) order_.push_back(thread.get());
+    if (settings_.order != Order::uneven) {
+        arrange(order_, settings_.order, random_);
+        return;
+    }
+    std::vector<std::uint64_t> of_warps(arrived_lanes_.size());
+    for (std::uint64_t& place : of_warps) place = next_random(random_);
+    std::ranges::stable_sort(order_, {}, [&](const Thread* thread) { return of_warps[thread->warp()]; });
 }
 
 // The first function on every fiber: nothing may be thrown past it.

@@ -41,8 +41,9 @@ struct Launch {
     std::string kernel;
     dim3 grid;
     dim3 block;
-    std::size_t shared_bytes;
-    void (*body)(void* argument);  // one thread of the kernel
+    std::size_t shared_bytes;         // with room between arrays
+    std::size_t device_shared_bytes;  // without
+    void (*body)(void* argument);     // one thread of the kernel
     void* argument;
 };
 
@@ -115,6 +116,8 @@ class Block {
     static void enter(void* thread);
     void suspend(const char* name, const CallSite& where);
     bool resume(Thread& thread);
+    bool run_all();
+    bool run_first_warp();
     void order_threads();
     [[noreturn]] void fail_deadlocked();
     std::string place() const;

@@ -6,34 +6,34 @@
 #include <mutex>
 #include <thread>
 
+#include "../cuda/common/architecture.h"
+
 namespace mednext_ops::emulation {
 namespace {
 
 constexpr unsigned kMostThreads = 1024;
-// The most that any architecture gives a block, and what SharedLayout adds between pieces under emulation.
-constexpr std::size_t kMostSharedBytes = 227 * 1024 + 8 * 1024;
-
 // Whether blocks run, or launches are only looked at: what a host pays for them can be timed so.
 std::atomic<bool> running{true};
 
 // Launches asked for so far, also of what the device would refuse.
 std::atomic<std::uint64_t> launches{0};
 
-bool possible(const Launch& launch) {
+bool possible(const Launch& launch, int architecture) {
     const dim3& g = launch.grid;
     const dim3& b = launch.block;
     const std::uint64_t threads = std::uint64_t{b.x} * b.y * b.z;
     return g.x > 0 && g.y > 0 && g.z > 0 && g.x <= 0x7fffffffu && g.y <= 65535 && g.z <= 65535 && threads > 0 &&
-           threads <= kMostThreads && b.z <= 64 && launch.shared_bytes <= kMostSharedBytes;
+           threads <= kMostThreads && b.z <= 64 &&
+           launch.device_shared_bytes <= static_cast<std::size_t>(cuda::most_shared_bytes(architecture));
 }
 
 }  // namespace
 
 cudaError_t run_grid(const Launch& launch) {
     ++launches;
-    if (!possible(launch)) return cudaErrorInvalidConfiguration;
-    if (!running) return cudaSuccess;
     const Settings settings = current_settings();
+    if (!possible(launch, settings.architecture)) return cudaErrorInvalidConfiguration;
+    if (!running) return cudaSuccess;
     const std::uint64_t blocks = std::uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
     std::vector<std::uint64_t> order(blocks);
     for (std::uint64_t i = 0; i < blocks; ++i) order[i] = i;

@@ -17,11 +17,11 @@ Settings current_settings() {
 
 }  // namespace mednext_ops::emulation
 
-// The door from outside; order: 0 in order, 1 reversed, 2 shuffled by `seed`.
+// The door from outside; order: 0 in order, 1 reversed, 2 shuffled by `seed`, 3 uneven by `seed`.
 extern "C" __attribute__((visibility("default"))) int mednext_ops_emulation_configure(int order, std::uint64_t seed,
                                                                                       int workers) {
     using namespace mednext_ops::emulation;
-    if (order < 0 || order > 2 || workers < 1) return -1;
+    if (order < 0 || order > 3 || workers < 1) return -1;
     const std::lock_guard lock(mutex);
     settings.order = static_cast<Order>(order);
     settings.seed = seed;

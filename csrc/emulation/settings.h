@@ -7,11 +7,13 @@
 
 namespace mednext_ops::emulation {
 
-enum class Order { in_order, reversed, shuffled };
+// In the first three every thread that can go on does so in each round: no warp gets more than a collective ahead. An
+// uneven order lets some warps run as far as they can before others take a step.
+enum class Order { in_order, reversed, shuffled, uneven };
 
 struct Settings {
     Order order = Order::in_order;  // of threads between two collectives, and of blocks
-    std::uint64_t seed = 0;         // of a shuffled order
+    std::uint64_t seed = 0;         // of a shuffled or uneven order
     unsigned workers = 1;           // threads of the operating system, each with a block of its own
     int architecture = 90;          // that launch plans are made for: 10 * major + minor
 };
@@ -32,7 +34,7 @@ void arrange(Vector& ascending, Order order, std::uint64_t& random) {
     const std::size_t count = ascending.size();
     if (order == Order::reversed) {
         for (std::size_t i = 0; i < count / 2; ++i) std::swap(ascending[i], ascending[count - 1 - i]);
-    } else if (order == Order::shuffled) {
+    } else if (order == Order::shuffled || order == Order::uneven) {
         for (std::size_t i = count; i > 1; --i) std::swap(ascending[i - 1], ascending[next_random(random) % i]);
     }
 }

@@ -47,8 +47,8 @@ class BlockTask:
         return None
 
     def bind(self, implementation: Implementation, device: torch.device) -> Bound:
-        if implementation.source not in ("mednext", "eager"):
-            raise NotComparable
+        if implementation.source not in ("mednext", "eager") or implementation.checkpoint:
+            raise NotComparable(f"{implementation.name} has no form of a block")
         problem = replace(self.problem, channels_last=implementation.channels_last)
         block = (our_block if implementation.source == "mednext" else eager_block)(problem, device)
         run = _Pass(problem, self.pass_name, block, implementation.compiled(block, own_graph=True), device)

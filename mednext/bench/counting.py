@@ -40,10 +40,10 @@ def op_work(problem: OpProblem, pass_name: str) -> Work:
     batch, channels = problem.shape[:2]
     taps = prod(problem.kernel)
     output_voxels = prod(problem.output_size())
-    input, output = prod(problem.shape), batch * channels * output_voxels
+    input, output = prod(problem.shape), batch * problem.out_channels * output_voxels
     scattered = problem.op == "depthwise_conv_transpose3d"
     convolution = 2 * taps * (input if scattered else output)
-    mlp = 4 * batch * problem.voxels * problem.ratio * channels**2
+    mlp = 2 * batch * problem.voxels * problem.ratio * channels * (channels + problem.out_channels)
     elements, operations = {
         ("depthwise_conv3d", "forward"): (input + output, convolution),
         ("depthwise_conv3d", "backward data"): (input + output, convolution),
@@ -53,7 +53,7 @@ def op_work(problem: OpProblem, pass_name: str) -> Work:
         ("depthwise_conv3d_group_norm", "forward"): (input + 3 * output, convolution),
         ("depthwise_conv3d_group_norm", "backward"): (2 * input + 4 * output, 2 * convolution),
         # The statistics first; in the backward pass the gradient's sums, of which the input's gradient is made.
-        ("inverted_bottleneck", "forward"): (2 * input + input + output, mlp),
+        ("inverted_bottleneck", "forward"): (2 * input + output + output, mlp),
         ("inverted_bottleneck", "backward"): (2 * input + output + 3 * input, 2 * mlp),
     }[("depthwise_conv3d" if scattered else problem.op, pass_name)]
     return Work(elements * DTYPES[problem.dtype].itemsize, operations)

@@ -64,7 +64,10 @@ class NetworkTask:
 
     def bind(self, implementation: Implementation, device: torch.device) -> Bound:
         if implementation.graph and (device.type != "cuda" or self.problem.dtype == "fp16"):
-            raise NotComparable  # nothing to capture; a gradient scaler asks the device whether to skip the step
+            # A gradient scaler asks the device whether to skip the step.
+            raise NotComparable("a CUDA graph is of a GPU, in bf16 or fp32")
+        if implementation.checkpoint and not self.training:
+            raise NotComparable("nothing is kept for a backward pass in inference: it is the network without")
         network, twin = build(implementation, self.problem, self.training)
         memory_format = torch.channels_last_3d if implementation.channels_last else torch.contiguous_format
         placed: Any = network.to(device).train(self.training)

@@ -46,7 +46,7 @@ class NetworkProblem:
         return f"MedNeXt-{self.variant} k{self.kernel_size} {self.batch}x{self.patch}^3"
 
 
-def eager_network(problem: NetworkProblem, deep_supervision: bool) -> EagerMedNeXt:
+def eager_network(problem: NetworkProblem, deep_supervision: bool, checkpoint: bool = False) -> EagerMedNeXt:
     """Plain PyTorch layers with random weights that depend on the problem's variant and kernel size alone."""
     chosen = VARIANTS[problem.variant]
     network = EagerMedNeXt(
@@ -54,6 +54,7 @@ def eager_network(problem: NetworkProblem, deep_supervision: bool) -> EagerMedNe
         deep_supervision=deep_supervision,
         do_res=True,
         do_res_up_down=True,
+        checkpoint_style="outside_block" if checkpoint else None,
         block_counts=chosen.block_counts,
         grn=chosen.grn,
     )
@@ -67,12 +68,12 @@ def build(
     """A network, and plain PyTorch's with the same weights to judge it by; None where the weights cannot be shared.
 
     Raises:
-        NotComparable: MONAI has no such network.
+        NotComparable: MONAI is not here, or has no such network.
         InputError: the user's factory cannot be found or does not make a module.
     """
     twin = eager_network(problem, deep_supervision)
     if implementation.source == "eager":
-        return eager_network(problem, deep_supervision), twin
+        return eager_network(problem, deep_supervision, implementation.checkpoint), twin
     if implementation.source == "mednext":
         ours = create_mednext(problem.variant, IN_CHANNELS, CLASSES, problem.kernel_size, deep_supervision)
         ours.load_state_dict(twin.state_dict(), strict=deep_supervision)
@@ -92,10 +93,10 @@ def _monai(problem: NetworkProblem, deep_supervision: bool) -> nn.Module:
     try:
         from monai.networks.nets.mednext import MedNeXtB, MedNeXtL, MedNeXtM, MedNeXtS
     except ImportError:
-        raise NotComparable from None
+        raise NotComparable("MONAI is not installed") from None
     classes = {"S": MedNeXtS, "B": MedNeXtB, "M": MedNeXtM, "L": MedNeXtL}
     if problem.variant not in classes:
-        raise NotComparable
+        raise NotComparable(f"MONAI has no MedNeXt-{problem.variant}")
     arguments: dict[str, Any] = {"kernel_size": problem.kernel_size, "deep_supervision": deep_supervision}
     network = classes[problem.variant](spatial_dims=3, in_channels=IN_CHANNELS, out_channels=CLASSES, **arguments)
     return fill(network, seed=0)

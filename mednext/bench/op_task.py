@@ -45,8 +45,8 @@ class OpTask:
         return None
 
     def bind(self, implementation: Implementation, device: torch.device) -> Bound:
-        if implementation.source not in ("mednext", "eager"):
-            raise NotComparable
+        if implementation.source not in ("mednext", "eager") or implementation.checkpoint:
+            raise NotComparable(f"{implementation.name} has no form of an operator")
         run = _Pass(self.problem, self.pass_name, implementation, device)
 
         def check() -> Any:
@@ -82,8 +82,9 @@ class _Pass:
         function = operator.ours if implementation.source == "mednext" else operator.eager
         self.function = implementation.compiled(functools.partial(function, problem), own_graph=True)
         self.dtype = DTYPES[problem.dtype]
-        self.wanted = operator.passes[pass_name]
+        self.names = operator.results
         drawn = {name: t if dtype is None else t.to(dtype) for name, t in draw(problem, device).items()}
+        self.wanted = [name for name in operator.passes[pass_name] if name in drawn]
         self.leaves: Tensors = {name: t.requires_grad_(name in self.wanted) for name, t in drawn.items()}
         self._output: Any = None
         self._grad: Any = None
@@ -105,6 +106,4 @@ class _Pass:
         found = self.call()
         if self.wanted:
             return {f"gradient of {name}": t for name, t in zip(self.wanted, found, strict=True)}
-        if isinstance(found, tuple):
-            return dict(zip(("mean", "rstd"), found, strict=True))
-        return {"output": found}
+        return dict(zip(self.names, found if isinstance(found, tuple) else (found,), strict=True))

@@ -54,6 +54,8 @@ class Runner:
             for task in tasks:
                 with self._stream():
                     self._run_one(task, implementations)
+                if any(implementation.compile for implementation in implementations):
+                    torch.compiler.reset()  # of one function only so many compilations are kept
                 self._tidy()
         finally:
             gc.unfreeze()  # else the interpreter ends with them, and nanobind, in Triton, lists each of its own

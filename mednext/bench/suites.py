@@ -22,6 +22,7 @@ SUITES = ("ops", "blocks", "network", "scaling", "memory")
 BASELINES = {
     "eager": Implementation("eager", "eager"),
     "eager-channels-last": Implementation("eager channels_last_3d", "eager", channels_last=True),
+    "eager-checkpoint": Implementation("eager checkpointed", "eager", checkpoint=True),
     "compile": Implementation("torch.compile", "eager", compile="default"),
     "compile-max-autotune": Implementation("torch.compile max-autotune", "eager", compile="max-autotune"),
     "monai": Implementation("MONAI", "monai"),
@@ -66,6 +67,8 @@ def default_choice(suite: str, device: str, quick: bool) -> Choice:
     gpu = device == "cuda"
     networks = suite in ("network", "scaling", "memory")
     baselines = ["eager", "eager-channels-last"]
+    if suite == "memory":
+        baselines.append("eager-checkpoint")
     if not quick and gpu:
         baselines += ["compile"] if suite in ("scaling", "memory") else ["compile", "compile-max-autotune"]
     if networks and not (quick and not gpu):

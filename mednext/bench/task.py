@@ -18,7 +18,7 @@ __all__ = ["Bound", "Implementation", "NotComparable", "Task"]
 
 
 class NotComparable(Exception):
-    """This implementation has no form for this task; there is no row of it."""
+    """This implementation has no form for this task, and why; there is no row of it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Implementation:
         compile: the mode of ``torch.compile``, or None.
         factory: the user's ``package.module:function``.
         graph: the whole pass, a training step with its optimizer, is one CUDA graph.
+        checkpoint: of a network in training: each block keeps its input alone and runs again in the backward pass.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Implementation:
     compile: str | None = None
     factory: str | None = None
     graph: bool = False
+    checkpoint: bool = False
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
@@ -56,7 +58,11 @@ class Implementation:
         """The function or module as this implementation runs it; ``own_graph``: its CUDA graph is made by the timer."""
         if self.compile is None:
             return function
-        torch._functorch.config.donated_buffer = False  # a backward pass is run again and again
+        from torch._dynamo import config as dynamo  # takes seconds
+        from torch._functorch import config as functorch
+
+        functorch.donated_buffer = False  # a backward pass is run again and again
+        dynamo.fail_on_recompile_limit_hit = True  # or it would run as it is, under this name
         mode = self.compile + "-no-cudagraphs" if own_graph and self.compile == "max-autotune" else self.compile
         return torch.compile(function, mode=mode, dynamic=False)
 

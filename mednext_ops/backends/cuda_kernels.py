@@ -75,26 +75,9 @@ class CudaKernels(ABC):
             return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
         if problem.op in ("bottleneck_output", "packed_voxels") and problem.channels_last:
             return "it completes and packs contiguous volumes"
-        if problem.op.startswith("inverted_bottleneck"):
-            return self._declined_bottleneck(problem)
         if problem.op.startswith("pointwise_conv3d"):
             return _declined_pointwise(problem)
         return None
-
-    def _declined_bottleneck(self, problem: Problem) -> str | None:
-        channels = problem.shape[1], problem.hidden_channels or 0, problem.out_channels or 0
-        grn, backward = "grn" in problem.flags, problem.op.endswith("backward")
-        fused = self._is_fused(problem.dtype, channels, problem.channels_last, grn, backward)
-        if fused or not (grn or problem.channels_last):
-            return None
-        reason = (
-            "its fused kernels run on tensor cores, in 16 bits"
-            if problem.dtype == torch.float32
-            else f"{channels[0]} channels, {channels[1]} hidden and {channels[2]} output channels do not fit the "
-            f"registers and shared memory of sm_{self.architecture()}"
-        )
-        kind = "with GRN" if grn else "in channels_last_3d"
-        return f"{reason}, and around torch's products it has no kernels {kind}"
 
     def _is_fused(
         self, dtype: torch.dtype, channels: tuple[int, int, int], channels_last: bool, grn: bool, backward: bool
@@ -204,7 +187,7 @@ class CudaKernels(ABC):
         if not self._is_fused(input.dtype, channels, _is_channels_last(input), grn is not None, False):
             return cuda_products.forward(
                 self._native, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
-                compress_bias, residual,
+                compress_bias, grn, residual,
             )  # fmt: skip
         return self._native.inverted_bottleneck(
             input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight, compress_bias,
@@ -231,7 +214,7 @@ class CudaKernels(ABC):
         if not self._is_fused(input.dtype, channels, channels_last, grn is not None, True):
             return cuda_products.backward(
                 self._native, grad_output, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias,
-                compress_weight, needs,
+                compress_weight, grn, needs,
             )  # fmt: skip
         if not (channels_last or grad_output.is_contiguous()):
             grad_output = self.packed_voxels(grad_output)

@@ -41,7 +41,7 @@ __all__ = [
 
 NAME = "emulated"
 
-_ORDERS = ("in order", "reversed", "shuffled")
+_ORDERS = ("in order", "reversed", "shuffled", "uneven")
 
 _order, _seed = "in order", 0
 _architecture = 90
@@ -59,8 +59,9 @@ def thread_order(order: str, seed: int = 0) -> Iterator[None]:
     A kernel without races gives the same bits in every order.
 
     Args:
-        order: ``"in order"`` (the default outside of this context), ``"reversed"`` or ``"shuffled"``.
-        seed: of a shuffled order.
+        order: ``"in order"`` (the default outside of this context), ``"reversed"``, ``"shuffled"``, or ``"uneven"``, in
+            which some warps run as far as they can while others stand still.
+        seed: of a shuffled or uneven order.
 
     Raises:
         ValueError: the order is none of these.

@@ -40,9 +40,14 @@ def is_int(value: object) -> bool:
 
 def triple(name: str, value: int | Sequence[int], minimum: int) -> tuple[int, int, int]:
     """``value`` for each of D, H, W: an int stands for all three."""
-    usual = type(value) is tuple and len(value) == 3 and _INTS.issuperset(map(type, value))
-    if usual and min(value) >= minimum and max(value) <= _MOST:
-        return value  # without a question an element
+    if (
+        type(value) is tuple
+        and len(value) == 3
+        and _INTS.issuperset(map(type, value))
+        and minimum <= min(value)
+        and max(value) <= _MOST
+    ):
+        return value  # the usual case, without a question an element
     values = tuple(value) if isinstance(value, Sequence) else (value,) * 3
     if len(values) != 3 or not all(map(is_int, values)):
         raise ValueError(f"{name} must be an int or three ints (D, H, W), got {value!r}")

@@ -104,6 +104,7 @@ def differentiate(
 ) -> None:
     """Give an op its gradient formula, of the form that ``torch.library.register_autograd`` takes.
 
+    In a formula ``ctx.needs_input_grad`` has one entry more than the op has arguments: what computes is passed last.
     That function's own kernel reads the schema, argument by argument, in each forward pass, to fill in defaults. Ours
     have none.
     """
@@ -125,12 +126,7 @@ def differentiate(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            needs = ctx.needs_input_grad
-            ctx.needs_input_grad = needs[:-1]  # what computes is no input
-            try:
-                found = backward(ctx, *grads)
-            finally:
-                ctx.needs_input_grad = needs
+            found = backward(ctx, *grads)
             return (*found, None) if isinstance(found, tuple) else (found, None)
 
     Differentiated.__name__ = op._name.replace("::", "_")

@@ -1,9 +1,15 @@
-"""What the tests of the harness share: one small task, and a runner that keeps its rows."""
+"""What the tests of the harness share: one small task, a runner that keeps its rows, and the modules of parity."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from collections.abc import Callable
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -50,3 +56,28 @@ def measure() -> Callable[..., list[Row]]:
         return rows
 
     return run
+
+
+PARITY = Path(__file__).resolve().parents[2] / "benchmarks" / "parity"
+
+
+@pytest.fixture
+def parity(monkeypatch) -> Iterator[dict[str, ModuleType]]:
+    """The modules of benchmarks/parity, which is run as a folder, by their names."""
+    monkeypatch.syspath_prepend(PARITY)
+    names = [file.stem for file in PARITY.glob("*.py") if not file.stem.startswith("__")]
+    yield {name: importlib.import_module(name) for name in names}
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def options() -> Callable[..., argparse.Namespace]:
+    """What parity's command line would give, for a short run of the CPU backend."""
+
+    def make(**changes: object) -> argparse.Namespace:
+        chosen = {"backend": "cpu", "device": "cpu", "problems": 1, "runs": 3, "size": "tiny", "seed": 0}
+        chosen |= {"reference_device": "cpu", "tell": False}
+        return argparse.Namespace(**chosen | changes, deadline=time.monotonic() + 60)
+
+    return make

@@ -49,6 +49,12 @@ def test_a_network_takes_what_its_convolutions_take():
             2 * 27 * 64,
         ),
         (OpProblem("inverted_bottleneck", (1, 4, 2, 2, 2), ratio=3), "forward", 4 * 32, 2 * 2 * 3 * 16 * 8),
+        (
+            OpProblem("inverted_bottleneck", (1, 4, 2, 2, 2), ratio=3, outputs=8),
+            "forward",
+            2 * 32 + 2 * 64,
+            2 * 12 * (4 + 8) * 8,
+        ),
     ],
 )
 def test_an_operator_moves_its_tensors_once(problem, pass_name, elements, operations):

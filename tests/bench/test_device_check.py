@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
+import importlib.util
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -40,36 +41,20 @@ build all: phony whole
 """
 
 
-@pytest.fixture
-def parity(monkeypatch):
-    """The modules of benchmarks/parity, which is run as a folder."""
-    monkeypatch.syspath_prepend(BENCHMARKS / "parity")
-    names = ("random_problems", "results_of", "repeats")
-    yield {name: importlib.import_module(name) for name in names}
-    for name in names:
-        sys.modules.pop(name, None)
-
-
-def options(**changes):
-    chosen = {"backend": "cpu", "device": "cpu", "problems": 1, "runs": 3, "size": "tiny", "seed": 0}
-    chosen |= {"reference_device": "cpu", "tell": False}
-    return argparse.Namespace(**chosen | changes, deadline=time.monotonic() + 60)
-
-
 def run(*command, cwd, **environment):
     return subprocess.run(
         [str(c) for c in command], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False
     )
 
 
-def test_parity_counts_what_it_tried(parity):
+def test_parity_counts_what_it_tried(parity, options):
     report = parity["random_problems"].check(options(backend="reference"))
     assert report["tried"] == report["passed"] >= 15 and not report["failures"]
     ran = report["operators"]["group_norm_statistics bf16"]["ran_on"]
     assert ran == {"group_norm_statistics": ["reference"]}
 
 
-def test_parity_draws_and_compares_elsewhere_if_told(parity, capsys):
+def test_parity_draws_and_compares_elsewhere_if_told(parity, options, capsys):
     """The drawn tensors and PyTorch's results stay on the one device, ours are moved there and back."""
     chosen = options(backend="reference", device=torch.device("cpu"), reference_device=torch.device("cpu"), tell=True)
     report = parity["random_problems"].check(chosen)
@@ -79,7 +64,7 @@ def test_parity_draws_and_compares_elsewhere_if_told(parity, capsys):
     assert told[0].startswith("fp32 depthwise_conv3d ")
 
 
-def test_parity_finds_a_planted_error(parity, plant):
+def test_parity_finds_a_planted_error(parity, options, plant):
     plant(lambda y: y * (1 + 1e-2))
     report = parity["random_problems"].check(options(backend="reference", problems=3))
     assert report["passed"] < report["tried"]
@@ -98,13 +83,13 @@ def test_gradients_of_large_volumes_fit_into_fp16(parity):
     assert largest["bf16"] > torch.finfo(torch.float16).max
 
 
-def test_parity_finds_what_was_left_unwritten(parity, plant):
+def test_parity_finds_what_was_left_unwritten(parity, options, plant):
     plant(lambda y: torch.cat([y[:, :, :-1], torch.empty_like(y[:, :, -1:])], 2))
     report = parity["random_problems"].check(options(backend="reference"))
     assert any("nan" in failure for failure in report["failures"])
 
 
-def test_parity_finds_bits_that_differ_from_run_to_run(parity, plant):
+def test_parity_finds_bits_that_differ_from_run_to_run(parity, options, plant):
     plant(lambda y: y + 1e-6 * torch.rand(()))
     report = parity["repeats"].check_bitwise(options(backend="reference"))
     assert report["passed"] < report["tried"] and "run 2 gives other bits in output" in report["failures"][0]
@@ -136,15 +121,107 @@ def test_the_stand_in_for_ninja_makes_what_is_stale_and_no_more(tmp_path):
 
 def test_the_script_runs_without_a_gpu_and_says_so(tmp_path):
     environment = {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work"), "PYTHON": sys.executable}
+    steps = ("environment", "tests", "memcheck", "networks", "network")
     script = BENCHMARKS / "device_check.sh"
-    done = run("bash", script, "quick", "environment", "tests", "memcheck", cwd=tmp_path, INSTALLED="1", **environment)
+    done = run("bash", script, "quick", *steps, cwd=tmp_path, INSTALLED="1", **environment)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert set(summary["steps"]) == {"environment", "tests", "memcheck"}
+    assert set(summary["steps"]) == set(steps)
     assert summary["steps"]["environment"]["result"] == "passed"
     if not torch.cuda.is_available():
         assert done.returncode == 3 and summary["gpu"] is None
-        assert summary["steps"]["tests"]["result"] == "nothing to do"
+        for name in ("tests", "networks", "network"):
+            assert summary["steps"][name]["result"] == "nothing to do", name
         assert "there is no GPU here" in done.stdout
+
+
+def limits(form: str) -> tuple[list[str], int]:
+    """The steps that a form runs where none is named, and how long they may take together, by the script's text."""
+    script = (BENCHMARKS / "device_check.sh").read_text()
+    start, _, forms = script.partition("# What is not timed")[2].partition("if [[ $form == quick ]]; then\n")
+    quick, _, full = forms.partition("\nelse\n")
+    of_networks = dict(zip(("quick", "full"), re.findall(r"NETWORKS_SECONDS:=(\d+)", script), strict=True))
+    lines = (start + {"quick": quick, "full": full}[form]).replace('"$NETWORKS_SECONDS"', of_networks[form])
+    steps = re.findall(r"^ *(?:step|alone) (\w+) (\d+) .*?(&?)$", lines, re.M)
+    together = sum(int(seconds) for _, seconds, beside in steps if not beside)
+    return [name for name, _, _ in steps], together + max(int(seconds) for _, seconds, beside in steps if beside)
+
+
+@pytest.mark.parametrize("form", ["quick", "full"])
+def test_the_limits_of_the_steps_fit_into_the_time_for_all(form):
+    script = (BENCHMARKS / "device_check.sh").read_text()
+    every = re.search(r"^steps=\(([^)]*)\)", script, re.M)[1].split()
+    found, together = limits(form)
+    only_full = {"initcheck", "synccheck", "blocks"}
+    assert set(found) == set(every) - {"scaling"} - (only_full if form == "quick" else set())
+    assert len(found) == len(set(found))
+    assert together <= int(re.search(r"SECONDS_IN_ALL:-(\d+)", script)[1]) <= 570
+
+
+def test_the_step_of_networks_takes_what_is_asked_for(tmp_path):
+    """A stand-in for Python tells its arguments."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f'#!/bin/sh\ncase "$1" in *gpu_times.py) echo "$@";; *) exec "{sys.executable}" "$@";; esac\n')
+    stand_in.chmod(0o755)
+    out = tmp_path / "out"
+    environment = {"OUT": str(out), "WORK": str(tmp_path / "work"), "PYTHON": str(stand_in), "INSTALLED": "1"}
+    script = BENCHMARKS / "device_check.sh"
+
+    def told(form, **changes):
+        run("bash", script, form, "networks", cwd=tmp_path, **environment | changes)
+        words = (out / "logs" / "networks.log").read_text()
+        return words.partition(" --only ")[2].replace(str(out), "OUT").strip()
+
+    output = "--output OUT/networks.json"
+    baselines = "--baselines eager eager-checkpoint"
+    assert told("quick") == f"networks --variant B L --kernel-size 3 5 {baselines} --seconds 65 {output}"
+    assert f"networks --variant S B M L --kernel-size 3 5 7 {baselines} monai compile" in told("full")
+    asked = {"VARIANTS": "M", "KERNEL_SIZES": "7", "BASELINES": "", "SECONDS": "300"}
+    found = told("full", **{f"NETWORKS_{name}": value for name, value in asked.items()})
+    assert found == f"networks --variant M --kernel-size 7 --baselines --seconds 290 {output}"
+    left = re.search(r"--seconds (\d+)", told("quick", SECONDS_IN_ALL="40"))
+    assert int(left[1]) <= 30, "no more than is left for all"
+
+
+def test_networks_that_were_measured_are_counted(tmp_path):
+    (tmp_path / "steps").mkdir()
+    rows = [{"source": "mednext", "ms": 16.3}, {"source": "MONAI", "error": "not comparable: MONAI is not installed"}]
+    (tmp_path / "networks.json").write_text(json.dumps({"networks": rows, "not_measured": [{"source": "eager"}]}))
+    run(sys.executable, BENCHMARKS / "device_summary.py", tmp_path, "--form", "full", "--seconds", "1", cwd=tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["networks"] == {"ok": 1, "error": 1, "not_measured": 1}
+
+
+def test_tests_that_are_killed_leave_what_they_have_shown(tmp_path):
+    """Two workers: what they found comes from their controller."""
+    (tmp_path / "test_planted.py").write_text(
+        "import pytest, time\n"
+        "def test_right(): pass\n"
+        "def test_wrong(): assert 1 == 2\n"
+        "def test_skipped(): pytest.skip('not here')\n"
+        "def test_endless(): time.sleep(600)\n"
+    )
+    workers = ["-n", "2"] if importlib.util.find_spec("xdist") else []
+    running = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests_so_far", "--so-far", "so_far.json", *workers],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        until = time.monotonic() + 60
+        report = {"tests": 0}
+        while report["tests"] < 4 and time.monotonic() < until:
+            time.sleep(0.2)
+            if (tmp_path / "so_far.json").exists():
+                report = json.loads((tmp_path / "so_far.json").read_text())
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    counts = {name: report[name] for name in ("exit_status", "tests", "failures", "errors", "skipped")}
+    assert counts == {"exit_status": None, "tests": 4, "failures": 1, "errors": 0, "skipped": 1}
+    assert "assert 1 == 2" in report["failed"]["test_planted.py::test_wrong"]
 
 
 def test_tests_that_are_gone_on_a_gpu_are_a_failure(tmp_path):

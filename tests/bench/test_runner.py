@@ -7,14 +7,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch._dynamo import config as dynamo
 
 import mednext_ops
-from mednext.bench import runner
+from mednext.bench import networks, runner
 from mednext.bench.accuracy import GATE_SLACK, judge
 from mednext.bench.block_task import BlockTask
 from mednext.bench.blocks import BlockProblem
 from mednext.bench.clocks import summarize
-from mednext.bench.network_task import TRAINING, NetworkTask
+from mednext.bench.network_task import INFERENCE, TRAINING, NetworkTask
 from mednext.bench.networks import NetworkProblem
 from mednext.bench.op_task import OpTask
 from mednext.bench.operators import OPERATORS, OpProblem
@@ -22,6 +23,7 @@ from mednext.bench.peak import peak_bytes
 from mednext.bench.rows import key
 from mednext.bench.suites import BASELINES
 from mednext.bench.task import Implementation
+from mednext.variants import Variant
 
 
 def test_a_row_says_what_was_measured(task, measure):
@@ -153,6 +155,25 @@ def test_ours_runs_on_the_backend_that_was_asked_for(task):
     implementations = [Implementation("mednext reference", "mednext", "reference")]
     runner.Runner(torch.device("cpu"), None, {}, {}, rows.append).run([task], implementations)
     assert rows[0].backends == "reference"
+
+
+def test_every_task_is_compiled_however_many_came_before(monkeypatch):
+    """PyTorch keeps so many compilations of one function, eight by default, and runs it uncompiled from there on."""
+    compiled, plain_compile = [], torch.compile
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: plain_compile(function, backend=backend))
+    narrow = {str(width): Variant(1, (1,) * 9, n_channels=width) for width in range(1, 5)}
+    monkeypatch.setattr(dynamo, "recompile_limit", 2)
+    monkeypatch.setattr(networks, "VARIANTS", narrow)
+    rows = []
+    tasks = [NetworkTask("scaling", NetworkProblem(name, 1, 32), INFERENCE) for name in narrow]
+    runner.Runner(torch.device("cpu"), None, {}, {}, rows.append).run(tasks, [BASELINES["compile"]])
+    assert [row.status for row in rows] == ["ok"] * 4, [row.note for row in rows]
+    assert len(compiled) == 4
 
 
 def test_percentiles_are_those_of_numpy():

@@ -108,7 +108,10 @@ def test_what_nvcc_does_not_know_is_told_apart() -> None:
         (["90a"], (9, 0), True),
         (["100a"], (10, 3), False),  # "a" is for that one only
         (["100f"], (10, 3), True),
-        (["75", "80+PTX"], (12, 0), True),
+        (["75", "90+PTX"], (12, 0), True),
+        (["80+PTX"], (8, 9), True),
+        (["75", "80+PTX"], (9, 0), False),  # kernels for the copy engine, which its PTX does not have
+        (["75+PTX"], (8, 0), False),
         (["120+PTX"], (9, 0), False),
         (["90a+PTX"], (12, 0), False),
         ([], (8, 0), False),

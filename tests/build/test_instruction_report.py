@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
-from build_tools.instruction_report import KernelInstructions, compare, main_loop, page, read_disassembly
+import pytest
+
+from build_tools import instruction_report
+from build_tools.instruction_report import (
+    KernelInstructions,
+    compare,
+    main,
+    main_loop,
+    not_compared,
+    page,
+    read_disassembly,
+)
+from build_tools.toolchain import Nvcc
 
 SASS = """\
 	code for sm_90a
@@ -22,7 +35,7 @@ SASS = """\
 		Function : _Z5otherPf
         /*0000*/                   FFMA R0, R1, R2, R3 ;
 """
-KERNEL = KernelInstructions("core<3>", "sm_90a", 100, 0, 0, 500, 200, {"HMMA": 36, "LDS": 4})
+KERNEL = KernelInstructions("core<3>", "sm_90a", 100, 0, 0, 0, 500, 200, {"HMMA": 36, "LDS": 4})
 
 
 def table(*kernels: KernelInstructions, cuda: str = "13.0") -> dict:
@@ -52,6 +65,9 @@ def test_what_is_worse_is_named() -> None:
         return "; ".join(compare([kernel], table(KERNEL), release))
 
     assert said(replace(KERNEL, spill_bytes=8)) == "core<3> on sm_90a spills 8 bytes a thread"
+    assert said(replace(KERNEL, stack_bytes=8)) == (
+        "core<3> on sm_90a has a stack frame of 8 bytes a thread: an array not in registers"
+    )
     assert "registers went from 100 to 120" in said(replace(KERNEL, registers=120))
     assert "loop instructions went from 200 to 300" in said(replace(KERNEL, loop_instructions=300))
     assert "had 36 tensor-core products, now 35" in said(replace(KERNEL, loop={"HMMA": 35}))
@@ -62,6 +78,63 @@ def test_what_is_worse_is_named() -> None:
 def test_another_compiler_may_allocate_otherwise_but_may_not_spill() -> None:
     assert compare([replace(KERNEL, registers=150)], table(KERNEL), "13.4") == []
     assert len(compare([replace(KERNEL, spill_bytes=4)], table(KERNEL), "13.4")) == 1
+    assert len(compare([replace(KERNEL, stack_bytes=4)], table(KERNEL), "13.4")) == 1
+
+
+def test_what_another_compiler_leaves_uncompared_is_said() -> None:
+    assert not_compared(table(KERNEL), "13.0") is None
+    assert not_compared(table(KERNEL), "13.4") == (
+        "not compared: registers, loops and their tensor-core products, since this build is of CUDA 13.4 and the table "
+        "of CUDA 13.0; compared: spills, stack frames and which kernels there are"
+    )
+
+
+def test_two_kernels_of_one_name_fail() -> None:
+    twice = [KERNEL, replace(KERNEL, registers=90)]
+    assert compare(twice, table(KERNEL), "13.0") == ["core<3> on sm_90a is the name of 2 kernels"]
+    assert compare([KERNEL], table(*twice), "13.4") == ["in the table core<3> on sm_90a is the name of 2 kernels"]
+
+
+def nvcc(minor: int) -> Nvcc:
+    return Nvcc("nvcc", (13, minor), Path("include"), Path("libcudart_static.a"), frozenset({80, 90}), "PATH")
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[KernelInstructions]:
+    """The kernels that a build is said to have, for :func:`main` in an empty folder."""
+    kernels = [KERNEL]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(instruction_report, "find_nvcc", lambda _: nvcc(0))
+    monkeypatch.setattr(instruction_report, "_find_cuobjdump", lambda _: Path("cuobjdump"))
+    monkeypatch.setattr(instruction_report, "collect", lambda *_: kernels)
+    return kernels
+
+
+def test_what_is_written_compares(built: list[KernelInstructions], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--write"]) == 0
+    assert main([]) == 0
+    built[0] = replace(KERNEL, registers=120)
+    assert main([]) == 1
+    assert "1 kernels compared with docs/kernels/instructions.json, 1 worse" in capsys.readouterr().out
+
+
+def test_a_comparison_with_another_compilers_table_says_what_it_left_out(
+    built: list[KernelInstructions], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--write"]) == 0
+    monkeypatch.setattr(instruction_report, "find_nvcc", lambda _: nvcc(4))
+    built[0] = replace(KERNEL, registers=150)
+    assert main([]) == 0
+    assert "not compared: registers, loops" in capsys.readouterr().out
+
+
+def test_no_table_is_written_of_two_kernels_of_one_name(
+    built: list[KernelInstructions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    built.append(KERNEL)
+    assert main(["--write"]) == 1
+    assert "core<3> on sm_90a is the name of 2 kernels" in capsys.readouterr().err
+    assert not instruction_report.TABLE.exists()
 
 
 def test_the_page_shows_products_and_their_share() -> None:

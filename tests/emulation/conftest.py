@@ -73,8 +73,13 @@ class Kernels:
             raise RuntimeError(self._library.emulation_test_error().decode())
 
 
-IN_ORDER, REVERSED, SHUFFLED = 0, 1, 2
-ORDERS = [(IN_ORDER, 0), (REVERSED, 0), *((SHUFFLED, seed) for seed in range(4))]
+IN_ORDER, REVERSED, SHUFFLED, UNEVEN = 0, 1, 2, 3
+ORDERS = {
+    "in order": (IN_ORDER, 0),
+    "reversed": (REVERSED, 0),
+    **{f"shuffled {seed}": (SHUFFLED, seed) for seed in range(4)},
+    **{f"uneven {seed}": (UNEVEN, seed) for seed in range(2)},
+}
 
 
 @pytest.fixture
@@ -85,7 +90,7 @@ def kernels(folder: Path) -> Kernels:
     return found
 
 
-@pytest.fixture(params=ORDERS, ids=["in order", "reversed", *(f"shuffled {seed}" for seed in range(4))])
+@pytest.fixture(params=ORDERS.values(), ids=ORDERS.keys())
 def in_any_order(request: pytest.FixtureRequest, folder: Path) -> Kernels:
     """The test kernels, in each of several orders of threads."""
     found = Kernels(folder / KERNELS)

@@ -140,7 +140,7 @@ def all_results(emulated, dtype, size=(5, 9, 24), kernel=(5, 5, 5), batch=2):
 def test_every_order_of_threads_gives_the_same_bits(emulated, size, architecture, fill, dtype):
     with emulated.architecture(architecture):
         first = all_results(emulated, dtype, size)
-        for order, seed in [("reversed", 0), *(("shuffled", seed) for seed in range(4))]:
+        for order, seed in [("reversed", 0), *(("shuffled", seed) for seed in range(4)), ("uneven", 0), ("uneven", 1)]:
             with emulated.thread_order(order, seed):
                 again = all_results(emulated, dtype, size)
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -168,7 +168,7 @@ def test_every_order_of_threads_gives_the_same_bits(emulated, size, architecture
     gradient = affine_gradient(grad)
     with emulated.architecture(architecture):
         first = [by_kernel(emulated, g, input, geometry) for g in (grad, gradient)]
-        for order, seed in [("reversed", 0), *(("shuffled", seed) for seed in range(4))]:
+        for order, seed in [("reversed", 0), *(("shuffled", seed) for seed in range(4)), ("uneven", 0), ("uneven", 1)]:
             with emulated.thread_order(order, seed):
                 again = [by_kernel(emulated, g, input, geometry) for g in (grad, gradient)]
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

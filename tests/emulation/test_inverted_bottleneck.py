@@ -374,22 +374,16 @@ def problem(shape, dtype=torch.bfloat16, **details) -> Problem:
                    out_channels=outputs, num_groups=channels, **details)  # fmt: skip
 
 
-def test_what_no_kernel_takes_is_declined_with_a_reason(emulated):
-    assert emulated.supports(problem((64, 256, 64))) is None
-    assert emulated.supports(problem((256, 512, 256))) is None  # products of torch, with kernels between them
-    reason = "not fit the registers and shared memory of sm_90"
-    assert reason in emulated.supports(problem((256, 512, 256), channels_last=True))
-    assert f"{reason}, and around torch's products it has no kernels with GRN" in emulated.supports(
-        problem((256, 512, 256), flags=frozenset({"grn"}))
-    )
-    assert emulated.supports(problem((32, 64, 32), torch.float32)) is None
-    assert "tensor cores" in emulated.supports(problem((32, 64, 32), torch.float32, channels_last=True))
-    assert emulated.supports(problem((32, 64, 32), channels_last=True)) is None
-    with emulated.architecture(75):
-        assert "of sm_75" in emulated.supports(problem((32, 64, 32), channels_last=True))
-    with emulated.architecture(86):
-        assert emulated.supports(problem((64, 256, 64), channels_last=True)) is None
-        assert "not fit" in emulated.supports(problem((64, 512, 64), channels_last=True))
+def test_every_bottleneck_of_three_types_is_taken(emulated):
+    """What the fused kernels do not fit goes to products; float64 has no kernels."""
+    for architecture in (75, 86, 90):
+        with emulated.architecture(architecture):
+            for shape in ((32, 64, 32), (64, 512, 64), (256, 512, 256)):
+                for dtype in (*DTYPES, torch.float32):
+                    for flags in (frozenset(), frozenset({"grn"})):
+                        for last in (False, True):
+                            assert emulated.supports(problem(shape, dtype, channels_last=last, flags=flags)) is None
+    assert "no kernel for torch.float64" in emulated.supports(problem((32, 64, 32), torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def all_results(emulated, dtype, size=(5, 9, 24), kernel=(5, 5, 5), batch=2):
 @pytest.mark.parametrize("size", [(5, 9, 24), (9, 18, 136)])
 def test_every_order_of_threads_gives_the_same_bits(emulated, size, kernel):
     first = all_results(emulated, torch.bfloat16, size, kernel)
-    for order, seed in [("reversed", 0), *(("shuffled", seed) for seed in range(3))]:
+    for order, seed in [("reversed", 0), *(("shuffled", seed) for seed in range(3)), ("uneven", 0), ("uneven", 1)]:
         with emulated.thread_order(order, seed):
             again = all_results(emulated, torch.bfloat16, size, kernel)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -64,6 +64,52 @@ def test_a_stage_filled_while_others_read_it_is_found_by_another_order(kernels):
     assert wrong == 4
 
 
+@pytest.mark.parametrize("warps", [2, 4])
+def test_a_ring_without_a_block_barrier_is_the_same_in_every_order(in_any_order, warps):
+    """Boxes come in order, and each warp reads them at its own pace: more steps than a stage's parity can tell."""
+    planes = np.random.default_rng(0).random((40, 32), np.float32)
+    output = np.zeros((40, warps, 32), np.float32)
+    in_any_order("ring", 0, planes, warps, 40, output)
+    assert (output == planes[:, None]).all()
+
+
+@pytest.mark.parametrize(("mistake", "found_in_step"), [(1, False), (2, True)])
+def test_a_stage_asked_for_while_warps_read_it_is_found_by_an_uneven_order(kernels, mistake, found_in_step):
+    """That nobody waits for the readers of a step ago shows only where a warp falls two steps behind the one that asks.
+
+    Where that one comes last of all it is right by luck.
+    """
+    planes = np.random.default_rng(0).random((40, 32), np.float32)
+    output = np.zeros((40, 4, 32), np.float32)
+    in_step = []
+    for order, seed in [(0, 0), (1, 0), *((2, seed) for seed in range(8))]:
+        kernels.order(order, seed)
+        kernels("ring", mistake, planes, 4, 40, output)
+        in_step.append((output == planes[:, None]).all())
+    assert all(in_step) != found_in_step
+    found = 0
+    for seed in range(8):
+        kernels.order(3, seed)
+        try:
+            kernels("ring", mistake, planes, 4, 40, output)
+            found += not (output == planes[:, None]).all()
+        except RuntimeError:  # two copies to one place at once
+            found += 1
+    assert found >= 4
+
+
+def test_a_block_has_the_shared_memory_of_its_architecture(kernels):
+    library = kernels._library
+    try:
+        for architecture, kilobytes in [(75, 64), (80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99)]:
+            library.mednext_ops_emulation_set_architecture(architecture)
+            kernels("large_block", kilobytes * 1024)
+            with pytest.raises(RuntimeError, match="invalid configuration"):
+                kernels("large_block", kilobytes * 1024 + 1)
+    finally:
+        library.mednext_ops_emulation_set_architecture(90)
+
+
 def test_uninitialised_shared_memory_reads_as_nan(in_any_order):
     output = np.zeros(32, np.float32)
     in_any_order("reads_uninitialised", output)

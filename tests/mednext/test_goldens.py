@@ -8,6 +8,8 @@ import torch
 import mednext
 from mednext.eager import EagerMedNeXt
 
+from .golden_errors import assert_no_worse, autocast_errors, golden_autocast_errors, golden_errors
+
 
 def check(network, golden, device="cpu"):
     x = golden.input.to(device, copy=True).requires_grad_()
@@ -50,3 +52,20 @@ def test_the_eager_baseline_is_the_official_network(golden, filled):
 
 def test_the_accelerated_official_network_gives_the_official_results(golden, filled):
     check(mednext.accelerate(filled(EagerMedNeXt(**golden.arguments), golden.seed)), golden)
+
+
+# In float64, as above, no kernel of the CUDA library runs; on the emulation: tests/emulation/test_network.py.
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["k3", "k5"])
+def test_the_cuda_kernels_give_the_official_results_in_float32(name):
+    assert_no_worse(golden_errors(name, "cuda", "cuda"))
+
+
+@pytest.mark.gpu
+def test_the_cuda_kernels_are_no_worse_than_pytorch_in_bfloat16_on_the_official_results_too():
+    assert_no_worse(golden_autocast_errors("cuda", "cuda"))
+
+
+@pytest.mark.gpu
+def test_the_cuda_kernels_are_no_worse_than_pytorch_in_bfloat16_with_kernels_of_5():
+    assert_no_worse(autocast_errors(5, "cuda", "cuda"))

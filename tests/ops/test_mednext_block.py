@@ -245,6 +245,18 @@ def test_error_is_within_twice_that_of_pytorch(device, form, stride, with_grn, d
             assert_within_twice(our, their, want, name)
 
 
+def test_the_gradient_of_grns_bias_stays_within_twice_the_error_of_pytorch_for_many_outputs(device):
+    """A sum over hundreds of output channels: one after the other in float32 they lose digits."""
+    low = Block.random("down", size=(8, 8, 8), channels=256, hidden=64, with_grn=True)
+    low = low.to(torch.float32, device).leaves()
+    high = low.to(torch.float64, device).leaves()
+    exact = high.eager("down", (2, 2, 2), 256)
+    grad = torch.randn_like(exact).float() + 0.5
+    outputs = (low.ours("down", (2, 2, 2), 256), low.beta), (low.eager("down", (2, 2, 2), 256), low.beta)
+    gradients = [torch.autograd.grad(y, beta, grad.to(y.dtype))[0] for y, beta in (*outputs, (exact, high.beta))]
+    assert_within_twice(*gradients, "gradient of GRN's bias")
+
+
 @pytest.mark.parametrize("extreme", ["mean", "gamma", "variance"])
 def test_extremes_of_the_norm_stay_within_twice_the_error_of_pytorch(device, extreme):
     low = Block.random(size=(8, 8, 8), channels=8, hidden=16, device=device)

@@ -7,32 +7,20 @@ import torch
 
 import mednext_ops as ops
 
-from ..emulation.test_network import (
-    OURS,
-    THEIRS,
-    add_errors,
-    assert_no_worse,
-    autocast_errors,
-    official_results,
-    results,
-)
-from ..mednext.conftest import Golden
+from ..mednext.golden_errors import assert_no_worse, autocast_errors, golden_errors
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="it compares networks on the CPU, where only the interpreter runs the kernels"
 )
 
 
-def test_float32_gives_the_official_results(triton_backend):
-    golden = Golden.load("k3")
-    with ops.use_backend("triton"):
-        ours = results(OURS, golden)
-    errors: dict[str, list[tuple[float, float]]] = {}
-    add_errors(errors, ours, results(THEIRS, golden), official_results(golden))
-    assert_no_worse(errors)
+@pytest.mark.usefixtures("triton_backend")
+def test_float32_gives_the_official_results():
+    assert_no_worse(golden_errors("k3", "triton"))
 
 
-def test_bfloat16_autocast_is_no_worse_than_pytorch(triton_backend):
+@pytest.mark.usefixtures("triton_backend")
+def test_bfloat16_autocast_is_no_worse_than_pytorch():
     """On the draws of the emulated kernels' test, judged together: one alone says little in 16 bits."""
     assert_no_worse(autocast_errors(3, "triton"))
 

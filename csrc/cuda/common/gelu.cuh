@@ -22,7 +22,8 @@
 // form of Abramowitz & Stegun 7.1.26, which has a reciprocal too, took 17 instructions where this takes 9 (bfloat16, a
 // summand).
 //
-// NaN stays NaN. Infinities give the limits, but the slope there is NaN (infinity times zero), as PyTorch's is.
+// NaN stays NaN. Infinities give the limits, but the slope there is NaN (infinity times zero), as PyTorch's is, and so
+// is gelu(-infinity) in float.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -6,8 +6,11 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <mutex>
 #include <tuple>
 #include <type_traits>
+
+#include "shared_memory.cuh"
 
 #ifdef MEDNEXT_OPS_EMULATED
 #include <string>
@@ -21,7 +24,7 @@ namespace mednext_ops::cuda {
 struct LaunchShape {
     dim3 grid;
     dim3 block;
-    std::size_t shared_bytes = 0;  // dynamic; more than 48 KiB is asked for where it is needed
+    SharedBytes shared_bytes = 0;  // dynamic; more than 48 KiB is asked for where it is needed
     cudaStream_t stream = nullptr;
 };
 
@@ -32,16 +35,35 @@ constexpr std::size_t kUnaskedSharedBytes = 48 * 1024;
 
 #ifndef MEDNEXT_OPS_EMULATED
 
+// Asks for shared memory on the current device. What a kernel may have is a state of that device: it only grows, so
+// that no thread of the host takes away what another is about to launch with.
+template <auto Kernel>
+cudaError_t ask_for_shared_memory(std::size_t bytes) {
+    constexpr int kDevices = 64;  // of which it is known what has been asked for
+    static std::mutex mutex;
+    static std::size_t asked[kDevices] = {};
+    int device = 0;
+    if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+    const std::lock_guard lock(mutex);
+    if (device < kDevices && bytes <= asked[device]) return cudaSuccess;
+    const cudaError_t error = cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(Kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (error == cudaSuccess && device < kDevices) asked[device] = bytes;
+    return error;
+}
+
+// An error is returned, and not left behind as the last one for whoever asks next.
 template <auto Kernel, typename... Parameters>
 cudaError_t launch(void (*)(Parameters...), const LaunchShape& shape, std::type_identity_t<Parameters>... parameters) {
-    const auto* kernel = reinterpret_cast<const void*>(Kernel);
-    if (shape.shared_bytes > kUnaskedSharedBytes) {
-        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                       static_cast<int>(shape.shared_bytes));
-        if (error != cudaSuccess) return error;
+    cudaError_t error = cudaSuccess;
+    if (shape.shared_bytes > kUnaskedSharedBytes) error = ask_for_shared_memory<Kernel>(shape.shared_bytes);
+    if (error == cudaSuccess) {
+        void* addresses[] = {static_cast<void*>(&parameters)...};
+        error = cudaLaunchKernel(reinterpret_cast<const void*>(Kernel), shape.grid, shape.block, addresses,
+                                 shape.shared_bytes, shape.stream);
     }
-    void* addresses[] = {static_cast<void*>(&parameters)...};
-    return cudaLaunchKernel(kernel, shape.grid, shape.block, addresses, shape.shared_bytes, shape.stream);
+    if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
+    return error;
 }
 
 #else
@@ -65,7 +87,8 @@ cudaError_t launch(void (*)(Parameters...), const LaunchShape& shape, std::type_
     std::tuple<Parameters...> all(parameters...);
     // Every thread gets parameters of its own, as on the device.
     const auto body = [](void* argument) { std::apply(Kernel, *static_cast<std::tuple<Parameters...>*>(argument)); };
-    return emulation::run_grid({kernel_name<Kernel>(), shape.grid, shape.block, shape.shared_bytes, body, &all});
+    return emulation::run_grid({kernel_name<Kernel>(), shape.grid, shape.block, shape.shared_bytes.with_gaps,
+                                shape.shared_bytes.on_device, body, &all});
 }
 
 #endif

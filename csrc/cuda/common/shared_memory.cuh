@@ -28,6 +28,17 @@ struct SharedArray {
     std::size_t count;
 };
 
+#ifdef MEDNEXT_OPS_EMULATED
+// The emulation leaves room between arrays, of which a device knows nothing.
+struct SharedBytes {
+    std::size_t with_gaps, on_device;
+    constexpr SharedBytes(std::size_t bytes) : with_gaps(bytes), on_device(bytes) {}
+    constexpr SharedBytes(std::size_t with_gaps, std::size_t on_device) : with_gaps(with_gaps), on_device(on_device) {}
+};
+#else
+using SharedBytes = std::size_t;
+#endif
+
 class SharedLayout {
   public:
     // Places an array behind those before it. ldmatrix and cp.async want rows at multiples of 16 bytes, TMA boxes at
@@ -36,15 +47,22 @@ class SharedLayout {
     constexpr SharedArray<T> array(std::size_t count, std::size_t alignment = alignof(T) > 16 ? alignof(T) : 16) {
         const std::size_t begin = (bytes_ + kGap + alignment - 1) / alignment * alignment;
         bytes_ = begin + count * sizeof(T);
+#ifdef MEDNEXT_OPS_EMULATED
+        on_device_ = (on_device_ + alignment - 1) / alignment * alignment + count * sizeof(T);
+#endif
         return {begin, count};
     }
 
-    constexpr std::size_t bytes() const { return bytes_; }
+#ifdef MEDNEXT_OPS_EMULATED
+    constexpr SharedBytes bytes() const { return {bytes_, on_device_}; }
 
   private:
-#ifdef MEDNEXT_OPS_EMULATED
     static constexpr std::size_t kGap = 64;  // belongs to nobody: AddressSanitizer reports who touches it
+    std::size_t on_device_ = 0;
 #else
+    constexpr SharedBytes bytes() const { return bytes_; }
+
+  private:
     static constexpr std::size_t kGap = 0;
 #endif
     std::size_t bytes_ = 0;

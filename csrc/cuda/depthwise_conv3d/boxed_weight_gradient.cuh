@@ -171,10 +171,10 @@ __global__ void __launch_bounds__(WeightGradientPatches<T, KD, K>::kMostThreads,
             mbarrier_initialise(read + stage, static_cast<unsigned>(warps));
         }
         mbarrier_initialised();
-        if constexpr (Mapped) *map = Boxed::Map::of(p.small.affine, place.volume);
         for (int ahead = 0; ahead < stages && begin + ahead < place.d1; ++ahead) {
             Boxed::ask(p, place, begin + ahead, planes + ahead * stage_bytes, full + ahead);
         }
+        if constexpr (Mapped) *map = Boxed::Map::of(p.small.affine, place.volume);
     }
     __syncthreads();
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "../common/architecture.h"
 #include "general_tiles.h"
 
 namespace mednext_ops::cuda::depthwise_conv3d {
@@ -50,14 +51,8 @@ constexpr std::int64_t kProcessors = 132;
 constexpr std::int64_t kWarpsOfSmallKernel = 15;
 constexpr std::int64_t kWarpsOfLargeKernel = 8;
 
-// Shared memory that a block may have on the architecture that has the least.
-constexpr int kLeastSharedBytes = 99 * 1024;
-
-// Shared memory of a multiprocessor that blocks may take, in bytes.
-int shared_bytes(int architecture) {
-    if (architecture == 80 || architecture == 87) return 163 * 1024;
-    return architecture == 86 || architecture == 89 || architecture >= 120 ? kLeastSharedBytes : 227 * 1024;
-}
+// Shared memory that a block may have on the architecture with tensor cores of bfloat16 that has the least.
+constexpr int kLeastSharedBytes = most_shared_bytes(86);
 
 // The tile that at most `most_warps` warps make, not yet cut along D.
 BandedTile flat_tile(const ConvolutionProblem& p, int most_warps) {
@@ -89,10 +84,23 @@ constexpr std::int64_t kInstructionsAPlane = 100;
 // What begins and ends a block costs about as much as so many planes.
 constexpr std::int64_t kPlanesABlock = 2;
 
+// PlaneRing's table of a block.
+int table_bytes(const PlaneLayout& planes, int threads) {
+    return 4 * (planes.chunks() + 5 * threads);
+}
+
+// What a block of the banded core asks for, at most (Banded::Shared): planes, their table, taps, places and moments.
+int banded_bytes(const ConvolutionProblem& p, const BandedTile& tile) {
+    const PlaneLayout planes = tile.planes(static_cast<int>(p.geometry.kernel.h), p.affine.given());
+    const int octets = tile.warps * tile.fragments * BandedTile::kOctetsPerFragment;
+    const auto taps = static_cast<int>(p.geometry.kernel.d * p.geometry.kernel.h) * 32;
+    return planes.bytes() + table_bytes(planes, tile.warps * 32) + taps + 8 * octets + 512;
+}
+
 // Cuts along D, and blocks of eight or of four warps: what keeps the busiest multiprocessor busy the least, in
 // instructions of a warp. Short cuts load and multiply the planes of their halo twice; few leave multiprocessors
 // without work.
-BandedTile banded_tile(const ConvolutionProblem& p) {
+BandedTile banded_tile(const ConvolutionProblem& p, int architecture) {
     const Triple kernel = p.geometry.kernel;
     const std::int64_t wanted_warps = kernel.d * kernel.h <= 9 ? kWarpsOfSmallKernel : kWarpsOfLargeKernel;
     const std::int64_t most_cuts = std::min<std::int64_t>(p.output_size.d, 64);
@@ -103,6 +111,10 @@ BandedTile banded_tile(const ConvolutionProblem& p) {
     const bool large = kernel.d * kernel.h > 9;
     for (const int most_warps : {large ? 4 : 8, large ? 8 : 4}) {
         BandedTile tile = flat_tile(p, most_warps);
+        tile.fill = fill_of(p);
+        tile.stages = p.affine.given() ? 3 : 4;
+        // Narrow volumes make tall planes. Those of four warps fit everywhere.
+        if (banded_bytes(p, tile) > most_shared_bytes(architecture)) continue;
         const std::int64_t of_plane =
             tile.warps * (tile.fragments * (kernel.d * kernel.h + kInstructionsAFragment) + kInstructionsAPlane);
         for (std::int64_t cuts = 1; cuts <= most_cuts; ++cuts) {
@@ -119,8 +131,6 @@ BandedTile banded_tile(const ConvolutionProblem& p) {
             }
         }
     }
-    best.fill = fill_of(p);
-    best.stages = p.affine.given() ? 3 : 4;
     return best;
 }
 
@@ -177,13 +187,20 @@ PlanarTile planar_tile(const ConvolutionProblem& p, int architecture) {
         const int units = PlanarTile::units(kh);
         const std::int64_t most_strips = std::min<std::int64_t>(
             std::max(PlanarTile::kMostWarps * units / tile.quads, 1), (kMostBox - kh + 1) / tile.strip_rows(kh));
+        const int other_bytes = 512 + 32 * kd * (kh + 2 * PlanarTile::unit_rows(kh) - 2);
+        // Narrow volumes make tall planes: more tiles, where two stages of one would not fit.
         tile.tiles_h = static_cast<int>(ceil_div(strips, most_strips));
-        tile.strips = static_cast<int>(ceil_div(strips, tile.tiles_h));
+        tile.stages = 2;
+        while (true) {
+            tile.strips = static_cast<int>(ceil_div(strips, tile.tiles_h));
+            const bool fits = tile.planes_bytes(kh, mapped) + other_bytes <= most_shared_bytes(architecture);
+            if (fits || tile.strips == 1) break;
+            ++tile.tiles_h;
+        }
         tile.warps = static_cast<int>(ceil_div(tile.strips * tile.quads, units));
         const std::int64_t resident = blocks_of_most_warps * PlanarTile::kMostWarps / tile.warps;
         // As many planes ahead as the blocks of a multiprocessor have room for.
-        const int other_bytes = 512 + 32 * kd * (kh + 2 * PlanarTile::unit_rows(kh) - 2);
-        const std::int64_t most_bytes = shared_bytes(architecture) / resident - other_bytes;
+        const std::int64_t most_bytes = most_shared_bytes(architecture) / resident - other_bytes;
         for (tile.stages = 5; tile.stages > 2 && tile.planes_bytes(kh, mapped) > most_bytes;) --tile.stages;
 
         const int bytes = tile.plane_rows(kh) * tile.row_bytes(kh);
@@ -347,10 +364,6 @@ constexpr int kMostDepth = 64;
 // What the kernel keeps in shared memory beside the planes, its tables of chunks (PlaneRing) left out.
 constexpr int kOtherBytes = 5 * 1024;
 
-int table_bytes(const PlaneLayout& planes, int threads) {
-    return 4 * (planes.chunks() + 5 * threads);
-}
-
 int bytes_loaded(const PlaneLayout& plane) {
     return plane.rows * static_cast<int>(ceil_div(plane.row_pitch * 16, kSector) + 1) * kSector;
 }
@@ -426,7 +439,7 @@ int stages_of(const WeightGradientProblem& p, WeightGradientTile tile, int archi
         const int planes = by_boxes ? tile.stages * (large.plane_bytes() + (affine ? 2 : 1) * small.plane_bytes())
                                     : large.bytes() + small.bytes();
         const int table = affine && !by_boxes ? table_bytes(tile.large_planes(k, true), tile.warps() * 32) : 0;
-        if (2 * (planes + table + kOtherBytes) <= shared_bytes(architecture)) break;
+        if (2 * (planes + table + kOtherBytes) <= most_shared_bytes(architecture)) break;
     }
     return tile.stages;
 }
@@ -479,7 +492,7 @@ ConvolutionPlan plan_convolution(const ConvolutionProblem& p, int architecture) 
         plan.moments_per_channel = plan.planar.tiles();
     } else if (takes_banded(p, architecture)) {
         plan.core = ConvolutionCore::banded;
-        plan.banded = banded_tile(p);
+        plan.banded = banded_tile(p, architecture);
         plan.moments_per_channel = plan.banded.tiles();
     } else if (takes_strided(p, architecture)) {
         plan.core = ConvolutionCore::strided;

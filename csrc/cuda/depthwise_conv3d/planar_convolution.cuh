@@ -167,10 +167,10 @@ __device__ void walk_planes(const PlanarParameters& p) {
             mbarrier_initialise(read + i, static_cast<unsigned>(warps));
         }
         mbarrier_initialised();
-        if constexpr (Mapped) *map = Core::Map::of(p.affine, volume);
         for (int ahead = 0; ahead < stages && z_begin + ahead < z_end; ++ahead) {
             Core::ask(p, volume, w0, h0, z_begin + ahead, planes + ahead * stage_bytes, full + ahead);
         }
+        if constexpr (Mapped) *map = Core::Map::of(p.affine, volume);
     }
     unsigned char* const operands = planes + stages * stage_bytes;
     if constexpr (Mapped) Core::clear(operands, Core::kOperands * plane_bytes);
@@ -226,10 +226,13 @@ __device__ void walk_planes(const PlanarParameters& p) {
             // ago.
             mbarrier_wait(read + operand.index, operand.parity);
             plane = operands + operand.index * plane_bytes;
-            if (turn == 0 && lane == 0 && z + stages < z_end) {
+            if (turn == 0) {
                 const int made_of = stage.before().index;
-                shared_memory_to_copy_engine();
-                Core::ask(p, volume, w0, h0, z + stages, planes + made_of * stage_bytes, full + made_of);
+                if (lane == 0 && z + stages < z_end) {
+                    shared_memory_to_copy_engine();
+                    Core::ask(p, volume, w0, h0, z + stages, planes + made_of * stage_bytes, full + made_of);
+                }
+                __syncwarp();
             }
             operand.advance();
             if (z + 1 < z_end) compute(z + 1, operand.index);
@@ -242,11 +245,15 @@ __device__ void walk_planes(const PlanarParameters& p) {
             __syncwarp();
             if (lane == 0) mbarrier_arrive(read + stage.index);
             // The plane of a step ago has been read, but by a warp that is far behind.
-            if (turn == 0 && lane == 0 && z > z_begin && z - 1 + stages < z_end) {
+            if (turn == 0) {
                 const StageCounter before = stage.before();
-                mbarrier_wait(read + before.index, before.parity);
-                shared_memory_to_copy_engine();
-                Core::ask(p, volume, w0, h0, z - 1 + stages, planes + before.index * stage_bytes, full + before.index);
+                if (lane == 0 && z > z_begin && z - 1 + stages < z_end) {
+                    unsigned char* const free = planes + before.index * stage_bytes;
+                    mbarrier_wait(read + before.index, before.parity);
+                    shared_memory_to_copy_engine();
+                    Core::ask(p, volume, w0, h0, z - 1 + stages, free, full + before.index);
+                }
+                __syncwarp();
             }
             stage.advance();
         }

@@ -2,26 +2,17 @@
 
 #include <algorithm>
 
+#include "../common/architecture.h"
+
 namespace mednext_ops::cuda::inverted_bottleneck {
 namespace {
 
 // The GPU that plans are made for. Fixed, so that sums have the same bits on every one.
 constexpr std::int64_t kProcessors = 132;
 
-// What a block may ask for (CUDA C++ Programming Guide, technical specifications per compute capability).
-std::int64_t most_shared_bytes(int architecture) {
-    switch (architecture) {
-        case 80:
-        case 87:
-            return 163 * 1024;
-        case 86:
-        case 89:
-        case 120:
-        case 121:
-            return 99 * 1024;
-        default:
-            return architecture >= 90 ? 227 * 1024 : 0;
-    }
+// What a block of these kernels may have: they need the tensor cores of sm_80.
+std::int64_t bytes_of_block(int architecture) {
+    return architecture < 80 ? 0 : most_shared_bytes(architecture);
 }
 
 // The channels and outputs that an instance is compiled for. False where there is none so large.
@@ -68,7 +59,7 @@ std::optional<ForwardPlan> plan_forward(const Extents& extents, bool channels_la
     if (architecture < 80 || extents.hidden > 4096) return std::nullopt;
     if (!choose_instance(extents, plan.channels, plan.outputs)) return std::nullopt;
     plan.hidden = static_cast<int>(round_up(extents.hidden, 16));
-    const std::int64_t most = most_shared_bytes(architecture);
+    const std::int64_t most = bytes_of_block(architecture);
     plan.warps = ForwardPlan::max_warps(plan.channels, plan.outputs);
     while (plan.warps > 0 && shared_bytes(plan) > most) plan.warps -= 2;
     if (plan.warps < 2) return std::nullopt;
@@ -91,7 +82,7 @@ std::optional<BackwardPlan> plan_backward(const Extents& extents, int architectu
     const int resident = BackwardPlan::resident_warps(plan.channels, plan.outputs, plan.rows);
     plan.splits = 4;
     while (plan.splits > 1 && plan.warps() > resident / 2) plan.splits /= 2;  // two blocks a multiprocessor, or more
-    const std::int64_t most = most_shared_bytes(architecture);
+    const std::int64_t most = bytes_of_block(architecture);
     if (shared_bytes(plan) > most) return std::nullopt;
 
     plan.tiles = ceil_div(extents.voxels, BackwardPlan::kVoxels);

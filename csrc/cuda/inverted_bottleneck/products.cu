@@ -3,6 +3,7 @@
 
 #include <climits>
 #include <cstdint>
+#include <type_traits>
 
 #include "../common/gelu.cuh"
 #include "../common/launch.h"
@@ -132,7 +133,8 @@ struct HiddenParameters {
 };
 
 // The rows of the hidden tensor, then those of the output's gradient, of which there is only the sum to make.
-template <typename T, bool Backward>
+// `Response` is GRN: a sum of squares, or its part of the gradient.
+template <typename T, bool Backward, bool Response>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) activate(const __grid_constant__ HiddenParameters p) {
     const HiddenProblem& problem = p.problem;
     const auto runs = static_cast<unsigned>((problem.length + kRun - 1) / kRun);
@@ -157,11 +159,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) activate(const 
             for (int i = 0; i < kVector; ++i) sum += values[i];
         }
         sum = add_lanes(sum);
-        const std::int64_t place = Backward ? row : output;
+        const std::int64_t place = Backward || Response ? row : output;
         if (threadIdx.x % kWarpSize == 0) p.partial[run * p.sums + place] = sum;
         return;
     }
     const float bias = problem.bias[row % problem.hidden];
+    float response = 0.0f;
+    if constexpr (Backward && Response) response = problem.slope[row];
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
         const std::int64_t v = first + step * kStep;
@@ -176,17 +180,27 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) activate(const 
 #pragma unroll
             for (int i = 0; i < kVector; ++i) {
                 values[i] += bias;
-                grads[i] *= gelu_with_slope<T, true>(values[i]);
+                const float slope = gelu_with_slope<T, true>(values[i]);
+                if constexpr (Response) {
+                    grads[i] = v + i < problem.voxels ? fmaf(response, values[i], grads[i]) : 0.0f;
+                }
+                grads[i] *= slope;
                 sum += to_float(from_float<T>(grads[i]));
             }
             write<T, true>(grad, kVector, grads);
         } else {
 #pragma unroll
-            for (int i = 0; i < kVector; ++i) values[i] = gelu<T, true>(values[i] + bias);
+            for (int i = 0; i < kVector; ++i) {
+                values[i] = gelu<T, true>(values[i] + bias);
+                if constexpr (Response) {
+                    const float stored = to_float(from_float<T>(values[i]));
+                    if (v + i < problem.voxels) sum = fmaf(stored, stored, sum);
+                }
+            }
         }
         write<T, true>(hidden, kVector, values);
     }
-    if constexpr (Backward) {
+    if constexpr (Backward || Response) {
         sum = add_lanes(sum);
         if (threadIdx.x % kWarpSize == 0) p.partial[run * p.sums + row] = sum;
     }
@@ -277,7 +291,7 @@ cudaError_t launch_normalized(const NormalizedProblem& p, cudaStream_t stream) {
 }
 
 std::int64_t summed_rows(const HiddenProblem& p) {
-    return p.batch * ((p.grad != nullptr ? p.hidden : 0) + p.outputs);
+    return p.batch * ((p.grad != nullptr || p.squares ? p.hidden : 0) + p.outputs);
 }
 
 std::int64_t hidden_parts(const HiddenProblem& p) {
@@ -289,8 +303,11 @@ cudaError_t launch_hidden(const HiddenProblem& p, float* workspace, float* sums,
     const HiddenParameters parameters{p, summed_rows(p), parts == 1 ? sums : workspace};
     const std::int64_t warps = p.batch * (p.hidden + p.outputs) * parts;
     const cudaError_t error = with_scalar_type(p.type, [&]<typename T>(const T*) {
-        return p.grad != nullptr ? launch_units<activate<T, true>>(warps, kWarps, parameters, stream)
-                                 : launch_units<activate<T, false>>(warps, kWarps, parameters, stream);
+        const auto launch_of = [&]<bool Response>(std::bool_constant<Response>) {
+            return p.grad != nullptr ? launch_units<activate<T, true, Response>>(warps, kWarps, parameters, stream)
+                                     : launch_units<activate<T, false, Response>>(warps, kWarps, parameters, stream);
+        };
+        return p.squares || p.slope != nullptr ? launch_of(std::true_type()) : launch_of(std::false_type());
     });
     if (error != cudaSuccess || parts == 1) return error;
     return depthwise_conv3d::launch_reduction(workspace, parameters.sums, parts, sums, stream);

@@ -47,12 +47,17 @@ cudaError_t launch_normalized(const NormalizedProblem& problem, cudaStream_t str
 // preactivation becomes h = gelu(preactivation + bias). With a gradient of h that becomes one of the preactivation, and
 // the sums of it over its rows come out, [N, R]; behind them those of the output's gradient, [N, O], where it is given.
 // Lengths of rows are multiples of kAlignedVoxels.
+//
+// GRN makes one of the first `voxels` of all voxels. Before it, in their place, come the sums of h squared over these;
+// after it the gradient of h is grad + slope h for them, and zero behind them.
 struct HiddenProblem {
     ScalarType type;
-    std::int64_t batch, hidden, length;
+    std::int64_t batch, hidden, length, voxels;
     const float* bias;                                // [R]
     void* preactivation;                              // [N, R, length]
     void* grad;                                       // the same, or null
+    const float* slope;                               // [N, R] beside `grad`, or null
+    bool squares;                                     // without `grad`
     std::int64_t outputs, output_sample, output_row;  // O, or zero; how far apart samples and rows are
     const void* grad_output;                          // [N, O, length], or null
 };

@@ -210,7 +210,97 @@ cudaError_t launch_box(const float* input, float* output) {
     return launch<box<Mistake>>({1, 32, tile.layout.bytes()}, map, output);
 }
 
+// ---- a ring of boxes that no barrier of the block keeps together: warps are at different steps ----
+
+enum class RingMistake { none, nobody_waited_for, still_in_use };
+
+struct RingOfBoxes {
+    static constexpr int kStages = 2;
+    static constexpr int kFloats = 32;
+    SharedLayout layout;
+    SharedArray<float> boxes = layout.array<float>(kStages * kFloats, 128);
+    SharedArray<std::uint64_t> full = layout.array<std::uint64_t>(kStages);
+    SharedArray<std::uint64_t> read = layout.array<std::uint64_t>(kStages);
+};
+
+// output[step][warp][lane] = input[step][lane]. The first warp asks for what comes.
+template <RingMistake Mistake>
+__global__ void ring(const __grid_constant__ CUtensorMap map, int steps, float* output) {
+    constexpr RingOfBoxes tile;
+    constexpr int kStages = RingOfBoxes::kStages;
+    float* boxes = shared_array(tile.boxes);
+    std::uint64_t* full = shared_array(tile.full);
+    std::uint64_t* read = shared_array(tile.read);
+    const unsigned warps = blockDim.x / 32;
+    const unsigned lane = threadIdx.x % 32;
+    const auto ask = [&](int step) {
+        const int begin[kTensorRank] = {0, step, 0, 0, 0};
+        mbarrier_arrive_and_expect(full + step % kStages, sizeof(float) * RingOfBoxes::kFloats);
+        load_box(boxes + step % kStages * RingOfBoxes::kFloats, &map, begin, full + step % kStages);
+    };
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < kStages; ++stage) {
+            mbarrier_initialise(full + stage, 1);
+            mbarrier_initialise(read + stage, warps);
+        }
+        mbarrier_initialised();
+        for (int step = 0; step < kStages; ++step) ask(step);
+    }
+    __syncthreads();
+    for (int step = 0; step < steps; ++step) {
+        const int stage = step % kStages;
+        mbarrier_wait(full + stage, step / kStages % 2);
+        unsigned at = lane;
+        for (int i = 0; i < 8; ++i) at = __shfl_sync(0xffffffffu, at, lane);  // what else a step does
+        output[(step * warps + threadIdx.x / 32) * 32 + lane] = boxes[stage * RingOfBoxes::kFloats + at];
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(read + stage);
+        if (threadIdx.x != 0) continue;
+        const int next = Mistake == RingMistake::still_in_use ? step + kStages : step - 1 + kStages;
+        if (step == 0 && Mistake != RingMistake::still_in_use) continue;
+        if (next >= steps) continue;
+        if (Mistake == RingMistake::none) mbarrier_wait(read + next % kStages, (step - 1) / kStages % 2);
+        shared_memory_to_copy_engine();
+        ask(next);
+    }
+}
+
+template <RingMistake Mistake>
+cudaError_t launch_ring(const float* input, int warps, int steps, float* output) {
+    const auto bytes = static_cast<std::uint64_t>(steps) * 128;
+    BoxedTensor tensor{input,
+                       ScalarType::float32,
+                       {32, static_cast<std::uint64_t>(steps), 1, 1, 1},
+                       {128, bytes, bytes, bytes},
+                       {32, 1, 1, 1, 1}};
+    CUtensorMap map;
+    if (const cudaError_t error = encode(tensor, &map); error != cudaSuccess) return error;
+    constexpr RingOfBoxes tile;
+    const LaunchShape shape{1, static_cast<unsigned>(32 * warps), tile.layout.bytes()};
+    return launch<ring<Mistake>>(shape, map, steps, output);
+}
+
+// A block asks for more shared memory than the architecture has, though no more than another one has.
+__global__ void large_block() {}
+
 }  // namespace
+
+ENTRY run_ring(int mistake, const float* input, int warps, int steps, float* output) {
+    return entered([&] {
+        switch (static_cast<RingMistake>(mistake)) {
+            case RingMistake::none:
+                return launch_ring<RingMistake::none>(input, warps, steps, output);
+            case RingMistake::nobody_waited_for:
+                return launch_ring<RingMistake::nobody_waited_for>(input, warps, steps, output);
+            default:
+                return launch_ring<RingMistake::still_in_use>(input, warps, steps, output);
+        }
+    });
+}
+
+ENTRY run_large_block(int bytes) {
+    return entered([&] { return launch<large_block>({1, 32, static_cast<std::size_t>(bytes)}); });
+}
 
 ENTRY run_missing_barrier(int barrier, const float* input, float* output) {
     return entered([&] {
