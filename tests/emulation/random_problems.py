@@ -117,6 +117,8 @@ def draw(op: str, seed: int) -> Drawn:
             continue
         divisors = [n for n in range(1, channels + 1) if channels % n == 0]
         num_groups = channels if normed and second else random_.choice(divisors)
+        if normed and any(p > k // 2 for p, k in zip(geometry.padding, geometry.kernel_size, strict=True)):
+            continue  # outputs that meet no input: of a constant a variance says nothing
         if normed and channels // num_groups * math.prod(output) < LEAST_OF_GROUP:
             continue
         return Drawn(

@@ -29,8 +29,8 @@ Results = dict[str, torch.Tensor]
 class Comparison(NamedTuple):
     """One result: ours, PyTorch's own at that dtype, and in float64.
 
-    ``terms`` goes with a result of one number a channel, a long sum: the root of the sum of the squares of what is
-    added. The error of one such number is a draw, and near zero it is large beside the number itself.
+    ``terms`` goes with a gradient behind a norm: for each number the root of the sum of squares of what is added up.
+    Where the norm takes most of a sum out again its error is large beside the number itself, and a draw.
     """
 
     name: str
@@ -210,7 +210,7 @@ def _compared_normed(p: Drawn, found: Results) -> list[Comparison]:
     leaves, grad = _leaves_of(p), tensors_of(p)[3]
 
     def composed(dtype: torch.dtype) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-        """The results, and for each parameter what is added up for its gradient, in the shape of the output."""
+        """The results, and for each gradient the terms of its sums."""
         cast = {name: t.detach().to(dtype).contiguous().requires_grad_() for name, t in leaves.items()}
         with pytorchs_kernels(p):
             convolved = convolve(p, cast["input"], cast["weight"], cast.get("bias"))
@@ -219,11 +219,13 @@ def _compared_normed(p: Drawn, found: Results) -> list[Comparison]:
             wanted = [*cast.values(), convolved, normalized]
             *gradients, of_convolved, of_normalized = torch.autograd.grad(output, wanted, grad.to(dtype))
         without_affine = F.group_norm(convolved.detach(), p.num_groups, eps=EPS)
-        terms = {"bias": of_convolved, "norm's weight": of_normalized * without_affine, "norm's bias": of_normalized}
-        if math.prod(p.geometry.kernel_size) == 1 and not any(p.geometry.padding):
-            d, h, w = p.geometry.stride
-            terms["weight"] = of_convolved * cast["input"].detach()[:, :, ::d, ::h, ::w]
-        return [output.detach(), *gradients], terms
+        sums = {"bias": of_convolved, "norm's weight": of_normalized * without_affine, "norm's bias": of_normalized}
+        terms = {name: t.square().sum((0, 2, 3, 4)).sqrt() for name, t in sums.items()}
+        squared = [cast[name].detach().square().requires_grad_() for name in ("input", "weight")]
+        of_squares = torch.autograd.grad(convolve(p, *squared, None), squared, of_convolved.square())
+        return [output.detach(), *gradients], terms | {
+            name: t.sqrt() for name, t in zip(("input", "weight"), of_squares, strict=True)
+        }
 
     theirs, _ = composed(p.dtype)
     exact, terms = composed(torch.float64)
@@ -231,7 +233,6 @@ def _compared_normed(p: Drawn, found: Results) -> list[Comparison]:
     for name, their, wanted in zip(leaves, theirs[1:], exact[1:], strict=True):
         if name == "bias" and p.num_groups == p.channels:
             continue
-        sums = terms[name].square().sum((0, 2, 3, 4)).sqrt().view(wanted.shape) if name in terms else None
         ours = found[f"gradient of the {name}"]
-        compared.append(Comparison(f"gradient of the {name}", ours, their.to(ours.dtype), wanted, sums))
+        compared.append(Comparison(f"gradient of the {name}", ours, their.to(ours.dtype), wanted, terms[name]))
     return compared
