@@ -66,7 +66,7 @@ BINDINGS = [
     (lambda n: conv(n, stride=(1, 1)), r"stride must be three numbers \(D, H, W\), got 2"),
     (lambda n: conv(n, stride=(1, 0, 1)), r"stride must be between 1 and 2147483647, got \[1, 0, 1\]"),
     (lambda n: conv(n, stride=(2**31, 1, 1)), r"stride must be between 1 and 2147483647, got \[2147483648, 1, 1\]"),
-    (lambda n: conv(n, stride=(2**70, 1, 1)), "Overflow when unpacking long"),
+    (lambda n: conv(n, stride=(2**70, 1, 1)), "for argument 'stride'"),
     (lambda n: conv(n, padding=(-1, 0, 0)), r"padding must be between 0 and 2147483647, got \[-1, 0, 0\]"),
     (lambda n: conv(n, padding=(2**62, 0, 0)), r"padding must be between .* got \[4611686018427387904, 0, 0\]"),
     (lambda n: conv(n, dilation=(1, 1, 0)), "dilation must be between 1"),
@@ -134,12 +134,12 @@ BINDINGS = [
     (lambda n: written(n, affine=(X[..., 1:], NC, NC, NC)), "output must be"),
     (lambda n: written(n, affine=(X, NC[:, 1:], NC, NC)), r"scale must be \[2, 4\], got \[2, 3\]"),
     # Tensors elsewhere: there are kernels for the tensors of one device alone.
-    (lambda n: conv(n, X.to("meta")), "'Meta' backend"),
-    (lambda n: conv(n, w=W.to("meta")), "'Meta' backend"),
-    (lambda n: conv(n, bias=C.to("meta")), "'Meta' backend"),
-    (lambda n: data(n, add=X.to("meta")), "'Meta' backend"),
-    (lambda n: data(n, affine=(X, NC, NC.to("meta"), NC)), "'Meta' backend"),
-    (lambda n: weight(n, x=X.to("meta")), "'Meta' backend"),
+    (lambda n: conv(n, X.to("meta")), "with Meta tensors"),
+    (lambda n: conv(n, w=W.to("meta")), "with Meta tensors"),
+    (lambda n: conv(n, bias=C.to("meta")), "with Meta tensors"),
+    (lambda n: data(n, add=X.to("meta")), "with Meta tensors"),
+    (lambda n: data(n, affine=(X, NC, NC.to("meta"), NC)), "with Meta tensors"),
+    (lambda n: weight(n, x=X.to("meta")), "with Meta tensors"),
 ]  # fmt: skip
 
 
