@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from typing import Any
 
 import torch
@@ -211,10 +212,21 @@ def main(arguments: list[str] | None = None) -> None:
             found = plans.plans_asked_for(options)
         except (RuntimeError, ValueError) as error:
             parser.error(str(error))
-        print(json.dumps(found, indent=2) if options.json else plans.describe(found))
+        _print(json.dumps(found, indent=2) if options.json else plans.describe(found))
         return
+    for name in options.of_plans:
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} belongs to --plan")
     facts = collect()
-    print(json.dumps(facts, indent=2) if options.json else describe(facts))
+    _print(json.dumps(facts, indent=2) if options.json else describe(facts))
+
+
+def _print(text: str) -> None:
+    """Also to a reader who has seen enough, as ``head`` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 from mednext_ops import native
 from mednext_ops.backends.problem import ConvGeometry
+from mednext_ops.ops.arguments import triple
 
 __all__ = [
     "DTYPES",
@@ -70,6 +71,9 @@ def convolution_plans(
             f"an input of {input_size} is too small for a kernel of {list(geometry.kernel_size)}: the output would be "
             f"{output_size}"
         )
+    for size in (input_size, output_size):
+        if math.prod(shape[:2]) * math.prod(size) >= 2**61:  # voxels of 4 bytes
+            raise ValueError(f"{[*shape[:2], *size]}: a tensor has at most 2^63 - 1 bytes")
     common: dict[str, Any] = {
         "dtype": DTYPES.get(dtype, dtype),
         "channels_last": channels_last,
@@ -166,16 +170,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dilation", type=_triple, default=(1, 1, 1), metavar="D", help="one or three (default 1)")
     group.add_argument("--transposed", action="store_true", help="ConvTranspose3d")
     group.add_argument("--dtype", choices=[*DTYPES, *DTYPES.values()], default="bf16", help="default bf16")
-    group.add_argument("--arch", type=int, default=90, metavar="CC", help="compute capability, 90 for 9.0 (default)")
+    group.add_argument(
+        "--arch", type=_architecture, default=90, metavar="CC", help="compute capability, 90 for 9.0 (default)"
+    )
     group.add_argument("--channels-last", action="store_true", help="channels_last_3d tensors")
     group.add_argument("--affine", action="store_true", help="the gradient comes from a GroupNorm, unwritten")
     group.add_argument("--hidden", type=int, metavar="H", help="hidden channels of the bottleneck behind it (none)")
     group.add_argument("--outputs", type=int, metavar="O", help="its output channels (default: as the input's)")
     group.add_argument("--grn", action="store_true", help="it has a global response normalisation")
+    parser.set_defaults(of_plans=[action.dest for action in group._group_actions if action.dest != "plan"])
 
 
 def _extents(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"numbers with commas between them are expected, got {text!r}") from None
+
+
+def _architecture(text: str) -> int:
+    """90, or 9.0 as compute capabilities are written."""
+    major, point, minor = text.partition(".")
+    try:
+        return 10 * int(major) + int(minor) if point else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a compute capability is 90 or 9.0, got {text!r}") from None
 
 
 def _triple(text: str) -> tuple[int, ...]:
@@ -191,6 +210,8 @@ def plans_asked_for(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: also for what the operators or the kernels do not take: an even kernel, a GPU older than Turing.
     """
+    for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+        triple(f"--{name}", getattr(options, name) or least, least)
     if any(extent % 2 == 0 for extent in options.kernel):
         raise ValueError(f"the kernel must be odd on every axis, got {list(options.kernel)}")
     if options.arch < OLDEST_ARCHITECTURE:

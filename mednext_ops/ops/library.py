@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from mednext_ops.backends import Problem, memory_format_of
 
@@ -46,6 +47,7 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or not _is_plain_call(args):
             return self.overload(*args)
+        _refuse_forward_mode(self.overload, args)
         if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return self._below_autograd(*args)
         return self.overload(*args) if self.function is None else self.function.apply(*args, self._below_autograd)
@@ -65,6 +67,17 @@ def _is_plain_call(args: tuple[Any, ...]) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and not torch.autograd._profiler_enabled()
     )
+
+
+def _refuse_forward_mode(overload: Any, args: tuple[Any, ...]) -> None:
+    """Without an error the tangents of an op's outputs would be missing, which is to say zero."""
+    if forward_ad._current_level < 0:
+        return
+    for argument in args:
+        if isinstance(argument, torch.Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            raise NotImplementedError(
+                f"{overload._name} has no forward-mode derivative; use reverse mode, or PyTorch's own layers"
+            )
 
 
 def _without_autocast(implementation: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -133,6 +146,8 @@ def differentiate(
     operator.function = Differentiated
 
     def kernel(keyset: Any, *args: Any) -> Any:
+        _refuse_forward_mode(op, args)
+
         def below(*args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,15 @@ from mednext_ops import info
         (["--grn"], "give its --hidden channels too"),
         (["--hidden", "0"], "0 hidden and 4 output channels"),
         (["--hidden", "8", "--outputs", "-1"], "8 hidden and -1 output channels"),
+        (["--stride", "0"], "--stride must be at least 1 on every axis, got (0, 0, 0)"),
+        (["--transposed", "--stride", "0"], "--stride must be at least 1"),
+        (["--stride", "2147483648"], "--stride must be at most 2^31 - 1"),
+        (["--kernel", "-1"], "--kernel must be at least 1"),
+        (["--dilation", "0"], "--dilation must be at least 1"),
+        (["--padding", "-1"], "--padding must be at least 0"),
+        (["--padding", "2147483647"], "a tensor has at most 2^63 - 1 bytes"),
+        (["--plan", "a,b"], "numbers with commas between them are expected, got 'a,b'"),
+        (["--arch", "nine"], "a compute capability is 90 or 9.0, got 'nine'"),
     ],
 )
 def test_what_has_no_plan_is_refused(options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,6 +38,27 @@ def test_what_has_no_plan_is_refused(options: list[str], sentence: str, capsys: 
         info.main(["--plan", "1,4,8,8,8", *options])
     assert stopped.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--hidden", "64"], ["--kernel", "5"], ["--grn"], ["--channels-last"]])
+def test_what_belongs_to_a_plan_is_not_ignored(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        info.main(options)
+    assert stopped.value.code == 2
+    assert f"{options[0]} belongs to --plan" in capsys.readouterr().err
+
+
+def test_a_compute_capability_may_have_a_point(capsys: pytest.CaptureFixture[str]) -> None:
+    info.main(["--plan", "1,4,8,8,8", "--arch", "9.0"])
+    with_point = capsys.readouterr().out
+    info.main(["--plan", "1,4,8,8,8", "--arch", "90"])
+    assert capsys.readouterr().out == with_point
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m mednext_ops.info --plan 1,4,8,8,8 | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def _bottleneck(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, dict[str, object]]:

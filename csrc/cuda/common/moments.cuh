@@ -44,14 +44,6 @@ __device__ inline Moments<float> moments_of(const float (&values)[N], int count,
     return {static_cast<float>(count), mean, centred < 0.0f ? 0.0f : centred};  // NaN stays NaN
 }
 
-template <int N>
-__device__ inline Moments<float> moments_of(const float (&values)[N], int count) {
-    float missing;
-    Moments<float> all = moments_of(values, count, missing);
-    all.mean += missing;
-    return all;
-}
-
 // Moments of the values that a mask names, less the pivot, in two passes.
 template <int N>
 __device__ inline Moments<float> masked_moments(const float (&values)[N], unsigned mask, float pivot) {

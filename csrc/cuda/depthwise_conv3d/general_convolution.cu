@@ -104,10 +104,10 @@ __device__ inline float convolve(const ConvolutionProblem& p, const Steps& steps
 // Merges the moments of the threads of a block, or of those of them that share a lane; the result is in thread 0, or in
 // the lanes of warp 0.
 template <bool ChannelsLast>
-__device__ inline Moments<float> merge_block(Moments<float> mine) {
+__device__ inline Moments<double> merge_block(Moments<double> mine) {
     const int lane = threadIdx.x % kWarpSize;
     const int warp = threadIdx.x / kWarpSize;
-    MEDNEXT_OPS_SHARED(of_warp, Moments<float>[kGeneralWarps][kWarpSize]);
+    MEDNEXT_OPS_SHARED(of_warp, Moments<double>[kGeneralWarps][kWarpSize]);
     if constexpr (!ChannelsLast) mine = merge_warp(mine);
     of_warp[warp][lane] = mine;
     __syncthreads();
@@ -157,7 +157,8 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocksPerProcessor)
 
     __syncthreads();  // the pivot was stored by another thread
     const float pivot = channel < p.channels ? to_float(outputs[tile * kOutputs * step]) : 0.0f;
-    Moments<float> mine{0.0f, 0.0f, 0.0f};
+    // In double: one pivot stands for all threads, and what is rounded of a mean's distance from it would remain.
+    Moments<double> mine{0.0, 0.0, 0.0};
     for (std::int64_t i = first; i < end; i += kGeneralRound * kPositionStep) {
         const std::int64_t ahead = channel < p.channels ? ceil_div(end - i, kPositionStep) : 0;
         const int count = ahead < kGeneralRound ? static_cast<int>(ahead) : kGeneralRound;
@@ -166,11 +167,13 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocksPerProcessor)
         for (int j = 0; j < kGeneralRound; ++j) {
             stored[j] = j < count ? to_float(outputs[(i + j * kPositionStep) * step]) - pivot : 0.0f;
         }
-        mine = merge(mine, moments_of(stored, count));
+        float missing;
+        const Moments<float> round = moments_of(stored, count, missing);
+        mine = merge(mine, {round.count, static_cast<double>(round.mean) + missing, round.sum_squared_deviations});
     }
     mine = merge_block<ChannelsLast>(mine);
     if (threadIdx.x < (ChannelsLast ? kWarpSize : 1) && channel < p.channels) {
-        moments[row * tiles + tile] = {mine.count, static_cast<double>(pivot) + mine.mean, mine.sum_squared_deviations};
+        moments[row * tiles + tile] = {mine.count, pivot + mine.mean, mine.sum_squared_deviations};
     }
 }
 

@@ -53,6 +53,10 @@ def unavailable() -> str | None:
     return native.libraries()["cpu"].problem
 
 
+#: Its rings of rows are as long as a stride or a dilation, whatever is computed of them.
+_MOST_STRIDE, _MOST_DILATION = 64, 1024
+
+
 def supports(problem: Problem) -> str | None:
     """Why this backend declines ``problem``; None if it takes it."""
     if problem.device_type != "cpu":
@@ -64,4 +68,7 @@ def supports(problem: Problem) -> str | None:
             return f"it has no kernel for {dtype}"
     if len(problem.shape) != 5:
         return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
+    geometry = problem.geometry
+    if geometry is not None and (max(geometry.stride) > _MOST_STRIDE or max(geometry.dilation) > _MOST_DILATION):
+        return f"its kernels are for strides of at most {_MOST_STRIDE} and dilations of at most {_MOST_DILATION}"
     return None
