@@ -167,11 +167,11 @@ def test_every_task_is_compiled_however_many_came_before(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: plain_compile(function, backend=backend))
     narrow = {str(width): Variant(1, (1,) * 9, n_channels=width) for width in range(1, 5)}
-    monkeypatch.setattr(dynamo, "recompile_limit", 2)
     monkeypatch.setattr(networks, "VARIANTS", narrow)
     rows = []
     tasks = [NetworkTask("scaling", NetworkProblem(name, 1, 32), INFERENCE) for name in narrow]
-    runner.Runner(torch.device("cpu"), None, {}, {}, rows.append).run(tasks, [BASELINES["compile"]])
+    with dynamo.patch(recompile_limit=2):
+        runner.Runner(torch.device("cpu"), None, {}, {}, rows.append).run(tasks, [BASELINES["compile"]])
     assert [row.status for row in rows] == ["ok"] * 4, [row.note for row in rows]
     assert len(compiled) == 4
 

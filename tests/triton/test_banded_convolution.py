@@ -15,7 +15,7 @@ import torch
 
 from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient
 
-from ..emulation.test_depthwise_convolution import Drawn, check_backward, check_forward, draw, gradient_of, tensors_of
+from .problems import Drawn, check_backward, check_forward, draw, gradient_of, tensors_of
 from .test_depthwise_convolution import block
 
 PROBLEMS = 6

@@ -14,7 +14,7 @@ import torch
 
 from mednext_ops.backends.problem import ConvGeometry
 
-from ..emulation.test_depthwise_convolution import Drawn, check_backward, check_forward, draw
+from .problems import Drawn, check_backward, check_forward, draw
 
 PROBLEMS = 16
 CHUNKS = 4

@@ -11,8 +11,8 @@ import mednext
 import mednext_ops as ops
 from mednext_ops.backends.problem import ConvGeometry
 
-from ..emulation.test_depthwise_convolution import check_backward, check_forward
 from ..ops.eager import Block, assert_within_twice
+from .problems import check_backward, check_forward
 from .test_depthwise_convolution import block
 
 pytestmark = pytest.mark.gpu
