@@ -19,7 +19,17 @@ from mednext_ops.backends.problem import GroupNormGradient, memory_format_of
 from ..ops.eager import rms_error
 from .random_problems import Drawn
 
-__all__ = ["Comparison", "comparisons", "results"]
+__all__ = [
+    "Comparison",
+    "backward_results",
+    "compared_backward",
+    "compared_forward",
+    "comparisons",
+    "forward_results",
+    "gradient_of",
+    "results",
+    "tensors_of",
+]
 
 EPS = 1e-5
 
@@ -43,7 +53,7 @@ class Comparison(NamedTuple):
 def results(emulated: Any, p: Drawn) -> Results:
     """Everything that the operator's kernels make of the problem, by name, nothing but emulated kernels used."""
     with ops.use_backend("emulated"), emulated.architecture(p.architecture):
-        return _normed(p) if p.is_normed else _forward(emulated, p) | _backward(emulated, p)
+        return _normed(p) if p.is_normed else forward_results(emulated, p) | backward_results(emulated, p)
 
 
 def comparisons(p: Drawn, found: Results) -> list[Comparison]:
@@ -51,7 +61,7 @@ def comparisons(p: Drawn, found: Results) -> list[Comparison]:
     if p.batch == 0:
         assert not any(t.any() for t in found.values()), p
         return []
-    return _compared_normed(p, found) if p.is_normed else [*_compared_forward(p, found), *_compared_backward(p, found)]
+    return _compared_normed(p, found) if p.is_normed else [*compared_forward(p, found), *compared_backward(p, found)]
 
 
 def convolve(p: Drawn, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
@@ -99,16 +109,16 @@ def tensors_of(p: Drawn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | Non
 # ---- a convolution: what the backend is asked for, with every prologue and epilogue ----
 
 
-def _forward(emulated: Any, p: Drawn) -> Results:
+def forward_results(backend: Any, p: Drawn) -> Results:
     x, w, b, _ = tensors_of(p)
-    output = emulated.depthwise_conv3d(x, w, b, p.geometry)
-    stored, mean, rstd = emulated.depthwise_conv3d_statistics(x, w, b, p.geometry, p.num_groups, EPS)
+    output = backend.depthwise_conv3d(x, w, b, p.geometry)
+    stored, mean, rstd = backend.depthwise_conv3d_statistics(x, w, b, p.geometry, p.num_groups, EPS)
     assert output.shape == (p.batch, p.channels, *p.output_size) and output.dtype == p.dtype
     assert torch.equal(output, stored), p
     return {"output": output, "mean": mean, "rstd": rstd}
 
 
-def _compared_forward(p: Drawn, found: Results) -> list[Comparison]:
+def compared_forward(p: Drawn, found: Results) -> list[Comparison]:
     x, w, b, _ = tensors_of(p)
     values = found["output"].double().reshape(p.batch, p.num_groups, -1)
     variance, mean = torch.var_mean(values, dim=2, correction=0)
@@ -122,7 +132,7 @@ def _compared_forward(p: Drawn, found: Results) -> list[Comparison]:
     return [Comparison("output", found["output"], theirs, exact)]
 
 
-def _gradient_of(p: Drawn) -> tuple[torch.Tensor | GroupNormGradient, torch.Tensor]:
+def gradient_of(p: Drawn) -> tuple[torch.Tensor | GroupNormGradient, torch.Tensor]:
     """The gradient as the backend is given it, and written out in float64."""
     grad = tensors_of(p)[3]
     if not p.affine:
@@ -140,18 +150,18 @@ def _added(p: Drawn) -> torch.Tensor | None:
     return torch.randn(shape, generator=torch.Generator().manual_seed(p.seed + 2)).to(p.dtype) if p.add else None
 
 
-def _backward(emulated: Any, p: Drawn) -> Results:
+def backward_results(backend: Any, p: Drawn) -> Results:
     x, w, _, _ = tensors_of(p)
-    given, _ = _gradient_of(p)
-    data, weight = emulated.depthwise_conv3d_backward(given, x, w, p.geometry, _added(p), True, True)
+    given, _ = gradient_of(p)
+    data, weight = backend.depthwise_conv3d_backward(given, x, w, p.geometry, _added(p), True, True)
     assert data.shape == x.shape and weight.shape == w.shape and weight.dtype == torch.float32
     return {"gradient of the input": data, "gradient of the weight": weight}
 
 
-def _compared_backward(p: Drawn, found: Results) -> list[Comparison]:
+def compared_backward(p: Drawn, found: Results) -> list[Comparison]:
     x, w, _, _ = tensors_of(p)
     add = _added(p)
-    _, written = _gradient_of(p)
+    _, written = gradient_of(p)
     data, weight = found["gradient of the input"], found["gradient of the weight"]
 
     def gradients(dtype: torch.dtype, grad: torch.Tensor = written) -> tuple[torch.Tensor, torch.Tensor]:

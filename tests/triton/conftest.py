@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,10 +21,7 @@ def moved(value: Any, device: str) -> Any:
 
 
 class _Backend:
-    """The module, for checks written for any backend on CPU tensors: where it is compiled these go to the GPU and back.
-
-    Those checks choose a GPU to plan for, which means nothing here.
-    """
+    """The module, for checks of any backend on CPU tensors: where it is compiled these go to the GPU and back."""
 
     def __getattr__(self, name: str) -> Any:
         module = backends._module("triton")
@@ -34,10 +29,6 @@ class _Backend:
         if name not in module._MODULES or module.interpreted():
             return found
         return lambda *arguments: moved(found(*moved(arguments, "cuda")), "cpu")
-
-    @contextlib.contextmanager
-    def architecture(self, _: int) -> Iterator[None]:
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,47 +1,31 @@
-"""Random depthwise convolutions of any kernel for the Triton backend, judged against float64."""
+"""Random depthwise convolutions for the Triton backend, and the emulation's comparisons of them.
+
+Drawn without a thought of the CUDA planner's cores, which those of the emulation are dealt over.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from mednext_ops.backends.problem import ConvGeometry, GroupNormGradient
+from mednext_ops.backends.problem import ConvGeometry
 
-from ..ops.eager import assert_within_twice, rms_error
+from ..emulation.random_problems import DTYPES, OPS, Drawn
+from ..emulation.random_results import (
+    Comparison,
+    backward_results,
+    compared_backward,
+    compared_forward,
+    forward_results,
+)
+from ..ops.eager import assert_within_twice
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-EPS = 1e-5
 MOST_ELEMENTS = 20_000
 MOST_PRODUCTS = 1_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    """One problem: everything that a user can choose."""
-
-    seed: int
-    geometry: ConvGeometry
-    batch: int
-    channels: int
-    size: tuple[int, ...]
-    dtype: torch.dtype
-    parameter_dtype: torch.dtype
-    channels_last: bool
-    bias: bool
-    affine: bool
-    add: bool
-    num_groups: int
-    architecture: int
-
-    @property
-    def output_size(self) -> tuple[int, ...]:
-        return self.geometry.output_size(self.size)
 
 
 def usual_kernel(random_: random.Random) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -59,6 +43,28 @@ def any_kernel(random_: random.Random) -> tuple[list[int], list[int], list[int],
     return kernel, [random_.choice([1, 2]) for _ in range(3)], padding, dilation
 
 
+def problem(
+    geometry: ConvGeometry,
+    batch: int,
+    channels: int,
+    size: tuple[int, ...],
+    dtype: torch.dtype,
+    parameter_dtype: torch.dtype,
+    channels_last: bool,
+    bias: bool,
+    affine: bool,
+    add: bool,
+    num_groups: int,
+    seed: int,
+) -> Drawn:
+    """A problem of a convolution alone, whatever the architecture."""
+    op = OPS[geometry.transposed]
+    return Drawn(
+        op, seed, "any", geometry, batch, channels, size, dtype, parameter_dtype, channels_last, bias, affine, add,
+        None, num_groups, 90,
+    )  # fmt: skip
+
+
 def draw(seed: int) -> Drawn:
     random_ = random.Random(seed)
     while True:
@@ -72,17 +78,11 @@ def draw(seed: int) -> Drawn:
         size = tuple(random_.choice([1, 2, 3, 5, 8, 9, 12, 15, 16, 17, 24, 31, 33, 40]) for _ in range(3))
         batch, channels = random_.choice([0, 1, 1, 2, 3]), random_.choice([1, 2, 3, 4, 8, 13, 16, 32, 33, 40])
         dtype = random_.choice(DTYPES)
-        drawn = Drawn(
-            seed,
-            geometry,
-            batch,
-            channels,
-            size,
-            dtype,
-            random_.choice([dtype, torch.float32]),
-            *(random_.random() < share for share in (0.4, 0.5, 0.4, 0.4)),
-            random_.choice([n for n in range(1, channels + 1) if channels % n == 0]),
-            random_.choice([75, 80, 90]),
+        parameter_dtype = random_.choice([dtype, torch.float32])
+        channels_last, bias, affine, add = (random_.random() < share for share in (0.4, 0.5, 0.4, 0.4))
+        num_groups = random_.choice([n for n in range(1, channels + 1) if channels % n == 0])
+        drawn = problem(
+            geometry, batch, channels, size, dtype, parameter_dtype, channels_last, bias, affine, add, num_groups, seed
         )
         if min(drawn.output_size) < 1:
             continue
@@ -92,108 +92,19 @@ def draw(seed: int) -> Drawn:
             return drawn
 
 
-def convolve(p: Drawn, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
-    """PyTorch's own."""
-    g = p.geometry
-    if g.transposed:
-        return F.conv_transpose3d(x, w, b, g.stride, g.padding, g.output_padding, p.channels, g.dilation)
-    return F.conv3d(x, w, b, g.stride, g.padding, g.dilation, p.channels)
+def check_forward(backend: Any, p: Drawn) -> list[torch.Tensor]:
+    """The results, after a comparison."""
+    return _checked(p, forward_results(backend, p), compared_forward)
 
 
-@contextlib.contextmanager
-def pytorchs_kernels(p: Drawn) -> Iterator[None]:
-    """Without oneDNN where padding exceeds the kernel's reach: its float16 kernels crash there, on processors with
-    instructions for float16."""
-    g = p.geometry
-    before = torch._C._get_mkldnn_enabled()
-    within = all(pad <= d * (k - 1) for pad, d, k in zip(g.padding, g.dilation, g.kernel_size, strict=True))
-    torch._C._set_mkldnn_enabled(before and within)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
+def check_backward(backend: Any, p: Drawn) -> list[torch.Tensor]:
+    return _checked(p, backward_results(backend, p), compared_backward)
 
 
-def tensors_of(p: Drawn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Input, weight, bias and gradient of the output; the input in the problem's memory format."""
-    generator = torch.Generator().manual_seed(p.seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    taps = math.prod(p.geometry.kernel_size)
-    x = normal(p.batch, p.channels, *p.size).to(p.dtype)
-    w = (normal(p.channels, 1, *p.geometry.kernel_size) / taps**0.5).to(p.parameter_dtype)
-    b = normal(p.channels).to(p.parameter_dtype) if p.bias else None
-    grad = normal(p.batch, p.channels, *p.output_size).to(p.dtype)
-    if p.channels_last:
-        x, grad = (t.contiguous(memory_format=torch.channels_last_3d) for t in (x, grad))
-    return x, w, b, grad
-
-
-def gradient_of(p: Drawn, grad: torch.Tensor) -> tuple[torch.Tensor | GroupNormGradient, torch.Tensor]:
-    """The gradient as the backend is given it, and written out in float64."""
-    if not p.affine:
-        return grad, grad.double()
-    generator = torch.Generator().manual_seed(p.seed + 1)
-    output = torch.randn(grad.shape, generator=generator).to(p.dtype)
-    if p.channels_last:
-        output = output.contiguous(memory_format=torch.channels_last_3d)
-    maps = [torch.randn(p.batch, p.channels, generator=generator) for _ in range(3)]
-    scale, slope, offset = (m.double()[:, :, None, None, None] for m in maps)
-    return GroupNormGradient(grad, output, *maps), scale * grad.double() + slope * output.double() + offset
-
-
-def check_forward(backend, p: Drawn) -> list[torch.Tensor]:
-    x, w, b, _ = tensors_of(p)
-    with backend.architecture(p.architecture):
-        output = backend.depthwise_conv3d(x, w, b, p.geometry)
-        stored, mean, rstd = backend.depthwise_conv3d_statistics(x, w, b, p.geometry, p.num_groups, EPS)
-    assert output.shape == (p.batch, p.channels, *p.output_size)
-    assert torch.equal(output, stored)
+def _checked(p: Drawn, found: dict[str, torch.Tensor], compared: Callable[..., list[Comparison]]) -> list[torch.Tensor]:
     if p.batch == 0:
-        return [output, mean, rstd]
-    exact = convolve(p, x.double(), w.double(), None if b is None else b.double())
-    # Contiguous: some of PyTorch's own channels_last_3d paths leave NaN.
-    with pytorchs_kernels(p):
-        theirs = convolve(p, x.contiguous(), w.to(p.dtype), None if b is None else b.to(p.dtype))
-    assert_within_twice(output, theirs, exact, f"output of {p}")
-    values = output.double().reshape(p.batch, p.num_groups, -1)
-    exact_variance, exact_mean = torch.var_mean(values, dim=2, correction=0)
-    exact_rstd = (exact_variance + EPS).rsqrt()
-    assert ((mean.double() - exact_mean).abs() <= 2**-21 * (exact_mean.abs() + 1 / exact_rstd)).all(), p
-    assert ((rstd.double() - exact_rstd).abs() <= 2**-21 * exact_rstd).all(), p
-    return [output, mean, rstd]
-
-
-def check_backward(backend, p: Drawn) -> list[torch.Tensor]:
-    x, w, _, grad = tensors_of(p)
-    given, written = gradient_of(p, grad)
-    add = None
-    if p.add:
-        add = torch.randn(x.shape, generator=torch.Generator().manual_seed(p.seed + 2)).to(p.dtype)
-    with backend.architecture(p.architecture):
-        data, weight = backend.depthwise_conv3d_backward(given, x, w, p.geometry, add, True, True)
-    assert data.shape == x.shape and weight.shape == w.shape and weight.dtype == torch.float32
-    if p.batch == 0:
-        assert not weight.any()
-        return [data, weight]
-
-    def gradients(dtype: torch.dtype, grad: torch.Tensor = written) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = [t.to(dtype).contiguous().requires_grad_() for t in (x, w)]
-        with pytorchs_kernels(p):
-            made = torch.autograd.grad(convolve(p, *inputs, None), inputs, grad.to(dtype).contiguous())
-        return made[0] if add is None else made[0] + add.to(dtype), made[1]
-
-    exact, theirs = gradients(torch.float64), gradients(p.dtype)
-    assert_within_twice(data, theirs[0], exact[0], f"gradient of the input of {p}")
-    assert_within_twice(weight, theirs[1].float(), exact[1], f"gradient of the weight of {p}")
-    their_error = rms_error(theirs[1], exact[1])
-    if p.dtype != torch.float32 and their_error > 0:  # it is 0 where no tap meets the input
-        # A gradient that is computed may be rounded first, as PyTorch is given it: then the sums of that are compared,
-        # for where taps are few PyTorch's second rounding may happen to take back the first.
-        rounded = gradients(torch.float64, written.to(p.dtype))[1] if p.affine else exact[1]
-        assert rms_error(weight, exact[1]) < their_error or rms_error(weight, rounded) < rms_error(
-            theirs[1], rounded
-        ), f"gradient of the weight of {p}"
-    return [data, weight]
+        assert not any(t.any() for t in found.values()), p
+    else:
+        for name, ours, theirs, exact, _ in compared(p, found):
+            assert_within_twice(ours, theirs, exact, f"{name} of {p}")
+    return list(found.values())

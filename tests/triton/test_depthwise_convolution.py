@@ -1,6 +1,6 @@
 """Depthwise convolutions and their gradients on the Triton backend: random problems against float64, edges, equal bits.
 
-The problems and the checks are those of the emulated CUDA kernels. The interpreter takes milliseconds a tap, so of the
+The checks are those of the emulated CUDA kernels. The interpreter takes milliseconds a tap, so of the
 problems those with few taps and programs are taken.
 """
 
@@ -14,7 +14,7 @@ import torch
 
 from mednext_ops.backends.problem import ConvGeometry
 
-from .problems import Drawn, check_backward, check_forward, draw
+from .problems import Drawn, check_backward, check_forward, draw, problem
 
 PROBLEMS = 16
 CHUNKS = 4
@@ -47,7 +47,7 @@ def test_random_backward_is_within_twice_pytorchs_error(triton_backend, chunk):
 def block(kernel, dtype, channels_last=False, size=(4, 6, 9), batch=1, channels=3, **changes) -> Drawn:
     """A block's convolution: statistics, an unwritten gradient, a residual to add."""
     geometry = ConvGeometry((kernel,) * 3, padding=(kernel // 2,) * 3, **changes)
-    return Drawn(7, geometry, batch, channels, size, dtype, dtype, channels_last, False, True, True, channels, 90)
+    return problem(geometry, batch, channels, size, dtype, dtype, channels_last, False, True, True, channels, seed=7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
