@@ -155,25 +155,23 @@ __global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocksPerProcessor)
     }
     if (moments == nullptr) return;
 
-    __syncthreads();  // the pivot was stored by another thread
-    const float pivot = channel < p.channels ? to_float(outputs[tile * kOutputs * step]) : 0.0f;
-    // In double: one pivot stands for all threads, and what is rounded of a mean's distance from it would remain.
-    Moments<double> mine{0.0, 0.0, 0.0};
-    for (std::int64_t i = first; i < end; i += kGeneralRound * kPositionStep) {
-        const std::int64_t ahead = channel < p.channels ? ceil_div(end - i, kPositionStep) : 0;
-        const int count = ahead < kGeneralRound ? static_cast<int>(ahead) : kGeneralRound;
-        float stored[kGeneralRound];
+    // Of what this thread has stored, less the first of it: with one pivot for all threads what is rounded of its
+    // distance from the mean would remain.
+    const std::int64_t stored = channel < p.channels && first < end ? ceil_div(end - first, kPositionStep) : 0;
+    ShiftedSums sums;
+    if (stored > 0) sums.pivot = to_float(outputs[first * step]);
+    for (std::int64_t begun = 0; begun < stored; begun += kGeneralRound) {
+        const int count = static_cast<int>(min(stored - begun, std::int64_t{kGeneralRound}));
+        float values[kGeneralRound];
 #pragma unroll
         for (int j = 0; j < kGeneralRound; ++j) {
-            stored[j] = j < count ? to_float(outputs[(i + j * kPositionStep) * step]) - pivot : 0.0f;
+            values[j] = j < count ? to_float(outputs[(first + (begun + j) * kPositionStep) * step]) : 0.0f;
         }
-        float missing;
-        const Moments<float> round = moments_of(stored, count, missing);
-        mine = merge(mine, {round.count, static_cast<double>(round.mean) + missing, round.sum_squared_deviations});
+        sums.add<false>(values, (1u << count) - 1);
     }
-    mine = merge_block<ChannelsLast>(mine);
+    const Moments<double> mine = merge_block<ChannelsLast>(sums.moments(stored));
     if (threadIdx.x < (ChannelsLast ? kWarpSize : 1) && channel < p.channels) {
-        moments[row * tiles + tile] = {mine.count, pivot + mine.mean, mine.sum_squared_deviations};
+        moments[row * tiles + tile] = mine;
     }
 }
 
