@@ -1,6 +1,6 @@
 """Random problems on the emulation, judged and counted: at most twice PyTorch's own error, against float64.
 
-    python -m tests.emulation.sweep --problems 2000 --output benchmarks/results/emulated-sweep.json
+    python benchmarks/emulated_sweep.py --problems 2000 --output benchmarks/results/emulated-sweep.json
 
 run in a clone builds the emulated library where it must, tries so many problems of each operator and writes how many
 passed, an operator, dtype and core. The exit status is 1 if one failed. The tests try the first 200 of them.
@@ -145,7 +145,7 @@ def main() -> int:
     emulated = backends._module("emulated")
     revision = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     report: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "tests.emulation.sweep", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/emulated_sweep.py", *sys.argv[1:]]),
         "git": subprocess.run(revision, capture_output=True, text=True, check=True).stdout.strip(),
         "versions": info.collect()["versions"],
         "operators": {},
