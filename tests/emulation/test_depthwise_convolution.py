@@ -1,7 +1,7 @@
 """Every operator of a convolution on the emulation: random problems against float64, and to the bit.
 
-200 problems an operator; MEDNEXT_OPS_TEST_PROBLEMS=2000 takes the long form, which `python benchmarks/emulated_sweep.py`
-writes down as well.
+200 problems an operator; MEDNEXT_OPS_TEST_PROBLEMS=2000 takes the long form, whose results
+`python benchmarks/emulated_sweep.py` writes down as well.
 """
 
 from __future__ import annotations
