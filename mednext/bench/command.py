@@ -6,6 +6,7 @@ Knows neither typer nor rich nor matplotlib by need: without them tables are pla
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -26,7 +27,7 @@ from mednext.bench.runner import Runner
 from mednext.bench.table import cells, print_table, speed_ups
 from mednext.errors import InputError, first_line
 from mednext.variants import VARIANTS
-from mednext_ops.backends import backend_names
+from mednext_ops.backends import backend_names, use_backend
 
 __all__ = ["main"]
 
@@ -139,6 +140,12 @@ def _choice(options: argparse.Namespace, device: torch.device) -> suites.Choice:
         raise InputError(
             "--graphs and --cuda-graph run whole networks: operators and blocks are CUDA graphs on a GPU in any case."
         )
+    for backend in choice.backends:
+        try:
+            with contextlib.nullcontext() if backend == "default" else use_backend(backend):
+                pass
+        except RuntimeError as error:
+            raise InputError(f"--backend: {first_line(error)}.") from error
     if (options.seconds or 0) < 0 or (options.samples is not None and options.samples < 1):
         raise InputError("--seconds must not be negative, and --samples must be at least 1.")
     if "monai" in choice.baselines and importlib.util.find_spec("monai") is None:
@@ -178,7 +185,10 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
         if tasks:
             ceilings = ceilings or {dtype: measure_ceilings(device, dtype) for dtype in choice.dtypes}
         facts["ceilings"] = {dtype: dataclasses.asdict(ceiling) for dtype, ceiling in ceilings.items()}
-        Runner(device, _timer(options, device), ceilings, came_from, record).run(tasks, implementations)
+        runner = Runner(device, _timer(options, device), ceilings, came_from, record)
+        runner.run(tasks, implementations)
+        for (name, reason), count in runner.left_out.items():
+            print(f"{name}: no row of {count} of {len(tasks)} tasks: {reason}", flush=True)
         facts["finished"] = True
     except KeyboardInterrupt:
         stopped = True

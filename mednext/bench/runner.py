@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -46,6 +47,8 @@ class Runner:
     ) -> None:
         self._device, self._timer, self._ceilings = device, timer, ceilings
         self._provenance, self._record = provenance, record
+        #: How many tasks an implementation got no row of, and the reason: what it has no form of.
+        self.left_out: Counter[tuple[str, str]] = Counter()
 
     def run(self, tasks: Iterable[Task], implementations: Sequence[Implementation]) -> None:
         """Measures every task by every implementation."""
@@ -65,8 +68,10 @@ class Runner:
         samplers: dict[str, tuple[Sample, str]] = {}
         for implementation in implementations:
             row = self._row(task, implementation)
-            ready = self._attempt(row, lambda: self._ready(task, implementation, row))  # noqa: B023
-            if ready is NotComparable:
+            try:
+                ready = self._attempt(row, lambda: self._ready(task, implementation, row))  # noqa: B023
+            except NotComparable as reason:
+                self.left_out[implementation.name, str(reason)] += 1
                 continue
             rows[implementation.name] = row
             if ready is None or self._timer is None:
@@ -153,9 +158,7 @@ class Runner:
         """The action's result; what goes wrong becomes the row's status, and None comes back."""
         try:
             return action()
-        except NotComparable:
-            return NotComparable
-        except InputError:
+        except (InputError, NotComparable):
             raise
         except Exception as error:  # whatever a baseline raises: its row says so, and the run goes on
             text = str(error).strip() or type(error).__name__

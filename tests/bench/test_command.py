@@ -85,6 +85,15 @@ def test_ops_leave_rows_plots_and_a_report(tmp_path, capsys):
     assert "speed-up" in printed and "results.json, results.csv, report.html" in printed
 
 
+def test_what_an_implementation_has_no_form_of_is_said(tmp_path, capsys):
+    arguments = ["ops", *FAST, "--patch", "2", "--kernel-size", "3", "--baselines", "eager-checkpoint"]
+    assert command.main([*arguments, "--output", str(tmp_path)]) == 0
+    rows, _ = read(tmp_path)
+    assert {row.implementation for row in rows} == {"mednext"}
+    said = f"eager checkpointed: no row of {len(rows)} of {len(rows)} tasks: eager checkpointed has no form of an op"
+    assert said in capsys.readouterr().out
+
+
 def test_blocks(tmp_path):
     arguments = ["blocks", *FAST, "--variant", "S", "--patch", "4", "--kernel-size", "3", "--baselines", "eager"]
     assert command.main([*arguments, "--output", str(tmp_path)]) == 0
@@ -250,6 +259,16 @@ def test_what_cannot_be_used_is_said_in_a_sentence(arguments, sentence, tmp_path
     more = [] if arguments[0] == "compare" else ["--output", str(tmp_path)]
     assert command.main([*arguments, *more]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_backend_that_does_not_run_here_is_refused(tmp_path, monkeypatch, capsys):
+    from mednext_ops import backends
+
+    monkeypatch.setattr(backends._module("cuda"), "unavailable", lambda: "torch sees no GPU; check nvidia-smi")
+    output = tmp_path / "out"
+    assert command.main([*TINY_OPS, "--backend", "reference", "cuda", "--output", str(output)]) == 2
+    assert "'cuda'): this backend does not run here: torch sees no GPU; check nvidia-smi." in capsys.readouterr().err
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(
