@@ -105,6 +105,11 @@ SCHEMAS = (
     "bottleneck_expansion_gradients(Tensor hidden_sums, Tensor hidden_normalized, Tensor norm_weight, "
     "Tensor norm_bias, Tensor expand_weight) "
     "-> (Tensor grad_sum, Tensor grad_dot_normalized, Tensor grad_weight, Tensor grad_bias)",
+    "bottleneck_response(Tensor input, Tensor squares, Tensor gamma, Tensor beta, Tensor compress_weight, "
+    "Tensor? compress_bias) -> (Tensor weights, Tensor bias)",
+    "bottleneck_response_gradients(Tensor input, Tensor squares, Tensor output_sums, Tensor output_hidden, "
+    "Tensor gamma, Tensor beta, Tensor compress_weight) -> (Tensor weights, Tensor slope, Tensor grad_weight, "
+    "Tensor grad_bias, Tensor grad_gamma, Tensor grad_beta)",
     "pointwise_conv3d(Tensor input, Tensor weight, Tensor? bias) -> Tensor",
     "pointwise_conv3d_backward(Tensor grad_output, Tensor input, Tensor weight, bool needs_input, "
     "bool needs_parameters) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",

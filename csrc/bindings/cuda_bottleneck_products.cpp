@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../cuda/group_norm/input_gradient.h"
+#include "../cuda/inverted_bottleneck/global_response.h"
 #include "../cuda/inverted_bottleneck/products.h"
 #include "convolution_arguments.h"
 #include "cuda_context.h"
@@ -337,6 +338,100 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bottleneck_expansion_gradients(const 
     return {grad_sum, grad_dot_normalized, grad_weight, grad_bias};
 }
 
+// The sizes of a compression with GRN between it and `squares`: samples, hidden channels, outputs.
+std::tuple<std::int64_t, std::int64_t, std::int64_t> response_sizes(const char* op, const Tensor& input,
+                                                                    const Tensor& squares, const Tensor& gamma,
+                                                                    const Tensor& beta, const Tensor& compress_weight) {
+    require_floating_type(op, "input", input);
+    require(compress_weight.dim() == 2, op, ": compress_weight must be [outputs, hidden], got ",
+            shape_of(compress_weight));
+    require(squares.dim() == 2, op, ": squares must be [N, hidden], got ", shape_of(squares));
+    const std::int64_t batch = squares.size(0);
+    const std::int64_t outputs = compress_weight.size(0);
+    const std::int64_t hidden = compress_weight.size(1);
+    require_parameter(op, "compress_weight", compress_weight, {outputs, hidden}, input);
+    require_floats(op, "squares", squares, {batch, hidden}, input);
+    require_parameter(op, "gamma", gamma, {hidden}, input);
+    require_parameter(op, "beta", beta, {hidden}, input);
+    return {batch, hidden, outputs};
+}
+
+// The compression with GRN's gain in it, a sample, in the input's type, and its bias.
+std::tuple<Tensor, Tensor> bottleneck_response(const Tensor& input, const Tensor& squares, const Tensor& gamma,
+                                               const Tensor& beta, const Tensor& compress_weight,
+                                               const MaybeTensor& compress_bias) {
+    constexpr const char* op = "bottleneck_response";
+    const auto [batch, hidden, outputs] = response_sizes(op, input, squares, gamma, beta, compress_weight);
+    if (compress_bias) require_parameter(op, "compress_bias", *compress_bias, {outputs}, input);
+    const CudaContext context(input);
+    const Tensor sums = in_format(squares, false);
+    const MaybeTensor parameters[] = {in_format(gamma, false), in_format(beta, false),
+                                      in_format(compress_weight, false), in_format(compress_bias, false)};
+    Tensor gain = context.empty(input, {batch, hidden}, ScalarType::Float);
+    Tensor weights = context.empty(input, {batch, outputs, hidden}, input.scalar_type());
+    Tensor bias = context.empty(input, {outputs}, ScalarType::Float);
+    const kernels::ResponseProblem problem{cuda_scalar_type(input),
+                                           batch,
+                                           hidden,
+                                           outputs,
+                                           floats(sums),
+                                           parameter(parameters[0]),
+                                           parameter(parameters[1]),
+                                           parameter(parameters[2]),
+                                           parameter(parameters[3]),
+                                           floats(gain),
+                                           weights.mutable_data_ptr(),
+                                           floats(bias)};
+    require_launched(op, kernels::launch_response(problem, context.stream()));
+    return {weights, bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bottleneck_response_gradients(
+    const Tensor& input, const Tensor& squares, const Tensor& output_sums, const Tensor& output_hidden,
+    const Tensor& gamma, const Tensor& beta, const Tensor& compress_weight) {
+    constexpr const char* op = "bottleneck_response_gradients";
+    const auto [batch, hidden, outputs] = response_sizes(op, input, squares, gamma, beta, compress_weight);
+    require_floats(op, "output_sums", output_sums, {batch, outputs}, input);
+    require_floats(op, "output_hidden", output_hidden, {batch, outputs, hidden}, input);
+    const CudaContext context(input);
+    const Tensor dense[] = {in_format(squares, false), in_format(output_sums, false), in_format(output_hidden, false)};
+    const MaybeTensor parameters[] = {in_format(gamma, false), in_format(beta, false),
+                                      in_format(compress_weight, false)};
+    const auto made = [&](std::initializer_list<std::int64_t> sizes, ScalarType type) {
+        return context.empty(input, sizes, type);
+    };
+    Tensor dots = made({batch, hidden}, ScalarType::Double);
+    Tensor gamma_of_sample = made({batch, hidden}, ScalarType::Double);
+    Tensor gain = made({batch, hidden}, ScalarType::Float);
+    Tensor slope = made({batch, hidden}, ScalarType::Float);
+    Tensor weights = made({batch, outputs, hidden}, input.scalar_type());
+    Tensor grad_weight = made({outputs, hidden}, ScalarType::Float);
+    Tensor grad_bias = made({outputs}, ScalarType::Float);
+    Tensor grad_gamma = made({hidden}, ScalarType::Float);
+    Tensor grad_beta = made({hidden}, ScalarType::Float);
+    const kernels::ResponseGradientsProblem problem{cuda_scalar_type(input),
+                                                    batch,
+                                                    hidden,
+                                                    outputs,
+                                                    floats(dense[0]),
+                                                    floats(dense[1]),
+                                                    floats(dense[2]),
+                                                    parameter(parameters[0]),
+                                                    parameter(parameters[1]),
+                                                    parameter(parameters[2]),
+                                                    static_cast<double*>(dots.mutable_data_ptr()),
+                                                    static_cast<double*>(gamma_of_sample.mutable_data_ptr()),
+                                                    floats(gain),
+                                                    floats(slope),
+                                                    weights.mutable_data_ptr(),
+                                                    floats(grad_weight),
+                                                    floats(grad_bias),
+                                                    floats(grad_gamma),
+                                                    floats(grad_beta)};
+    require_launched(op, kernels::launch_response_gradients(problem, context.stream()));
+    return {weights, slope, grad_weight, grad_bias, grad_gamma, grad_beta};
+}
+
 std::tuple<Tensor, Tensor, Tensor> group_norm_input_gradient(const Tensor& grad_sum, const Tensor& grad_dot_normalized,
                                                              const Tensor& mean, const Tensor& rstd,
                                                              const Tensor& weight, std::int64_t voxels) {
@@ -388,5 +483,7 @@ MEDNEXT_OPS_CUDA_LIBRARY(library) {
     library.impl("bottleneck_output", TORCH_BOX(&bindings::bottleneck_output));
     library.impl("packed_voxels", TORCH_BOX(&bindings::packed_voxels));
     library.impl("bottleneck_expansion_gradients", TORCH_BOX(&bindings::bottleneck_expansion_gradients));
+    library.impl("bottleneck_response", TORCH_BOX(&bindings::bottleneck_response));
+    library.impl("bottleneck_response_gradients", TORCH_BOX(&bindings::bottleneck_response_gradients));
     library.impl("group_norm_input_gradient", TORCH_BOX(&bindings::group_norm_input_gradient));
 }

@@ -37,6 +37,7 @@ __all__ = [
     "choose_fused",
     "memory_format_of",
     "run",
+    "run_fused",
     "use_backend",
 ]
 
@@ -177,7 +178,16 @@ def _first_taker(problem: Problem, forced: tuple[str, ...] | None) -> tuple[Any 
 
 def run(problem: Problem, *args: Any) -> Any:
     """Call the op named by ``problem`` on the backend chosen for it."""
-    module = choose(problem)
+    return _call(choose(problem), problem, args)
+
+
+def run_fused(problem: Problem, *args: Any) -> Any | None:
+    """What :func:`run` returns, or None where no backend has this fused form: its parts must be run one by one."""
+    module = choose_fused(problem)
+    return None if module is None else _call(module, problem, args)
+
+
+def _call(module: Any, problem: Problem, args: tuple[Any, ...]) -> Any:
     try:
         return getattr(module, problem.op)(*args)
     except RuntimeError as error:

@@ -11,7 +11,6 @@ from mednext_ops.backends.cuda_kernels import CudaKernels
 
 __all__ = [
     "NAME",
-    "bottleneck_output",
     "depthwise_conv3d",
     "depthwise_conv3d_backward",
     "depthwise_conv3d_statistics",
@@ -26,6 +25,7 @@ __all__ = [
     "pointwise_conv3d_backward",
     "supports",
     "unavailable",
+    "up_bottleneck",
 ]
 
 NAME = "cuda"
@@ -69,7 +69,7 @@ depthwise_conv3d_statistics = _kernels.depthwise_conv3d_statistics
 depthwise_conv3d_backward = _kernels.depthwise_conv3d_backward
 inverted_bottleneck = _kernels.inverted_bottleneck
 inverted_bottleneck_backward = _kernels.inverted_bottleneck_backward
-bottleneck_output = _kernels.bottleneck_output
+up_bottleneck = _kernels.up_bottleneck
 packed_voxels = _kernels.packed_voxels
 pointwise_conv3d = _kernels.pointwise_conv3d
 pointwise_conv3d_backward = _kernels.pointwise_conv3d_backward

@@ -26,7 +26,6 @@ __all__ = ["CudaKernels"]
 
 _OPS = frozenset(
     {
-        "bottleneck_output",
         "depthwise_conv3d",
         "depthwise_conv3d_backward",
         "depthwise_conv3d_statistics",
@@ -39,6 +38,7 @@ _OPS = frozenset(
         "packed_voxels",
         "pointwise_conv3d",
         "pointwise_conv3d_backward",
+        "up_bottleneck",
     }
 )
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -73,7 +73,7 @@ class CudaKernels(ABC):
             return f"it has no kernel for {problem.dtype}"
         if len(problem.shape) != 5:
             return f"it takes [N, C, D, H, W] only, not {len(problem.shape)} dimensions"
-        if problem.op in ("bottleneck_output", "packed_voxels") and problem.channels_last:
+        if problem.op in ("up_bottleneck", "packed_voxels") and problem.channels_last:
             return "it completes and packs contiguous volumes"
         if problem.op.startswith("pointwise_conv3d"):
             return _declined_pointwise(problem)
@@ -227,18 +227,37 @@ class CudaKernels(ABC):
         wanted = (needs.input, *[hidden] * 4, *[compress] * 2, *[grn is not None] * 2)
         return InvertedBottleneckGradients(*(t if want else None for t, want in zip(found, wanted, strict=True)))
 
-    def bottleneck_output(
+    def up_bottleneck(
         self,
-        output: torch.Tensor,
+        input: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+        norm_weight: torch.Tensor,
+        norm_bias: torch.Tensor,
+        expand_weight: torch.Tensor,
+        expand_bias: torch.Tensor | None,
+        compress_weight: torch.Tensor,
+        compress_bias: torch.Tensor | None,
+        grn: Grn | None,
         residual: torch.Tensor | None,
-        skip: torch.Tensor | None,
         stride: tuple[int, int, int],
         front: tuple[int, int, int],
+        skip: torch.Tensor | None,
     ) -> torch.Tensor:
-        """``output`` [N, O, D, H, W], plus ``residual`` at every stride-th voxel, behind ``front`` planes of zeros.
+        """:meth:`inverted_bottleneck`, contiguous, behind ``front`` planes of zeros: an up block's output.
 
-        ``skip`` is added to all of it.
+        ``residual`` is on every stride-th voxel, ``skip`` on all of them, the zeros included.
         """
+        channels = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
+        if not self._is_fused(input.dtype, channels, False, grn is not None, False):
+            return cuda_products.forward(
+                self._native, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
+                compress_bias, grn, residual, stride, front, skip,
+            )  # fmt: skip
+        output = self._native.inverted_bottleneck(
+            input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight, compress_bias,
+            *(grn or (None, None)), None,
+        )  # fmt: skip
         return self._native.bottleneck_output(output.flatten(2), None, residual, skip, output.shape[2:], stride, front)
 
     def packed_voxels(self, input: torch.Tensor) -> torch.Tensor:

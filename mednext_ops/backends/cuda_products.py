@@ -6,8 +6,8 @@ deviation are not (csrc/cuda/inverted_bottleneck/products.h). Volumes in channel
 and results go back to that format.
 
 GRN sees the whole volume before any of it goes on, so that the hidden tensor is made twice, unless the forward has it
-in one tile. Its gain goes into the compression, its shift into that one's bias; its gradient takes the sums of
-:class:`~mednext_ops.formulas.GlobalResponse`.
+in one tile. Its gain goes into the compression, its shift into that one's bias; gradients are made of sums over the
+voxels (csrc/cuda/inverted_bottleneck/global_response.h).
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from typing import Any
 
 import torch
 
-from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds, memory_format_of
-from mednext_ops.formulas import (
-    GlobalResponse,
-    compression_gradients,
-    dot_of_hidden,
-    over_samples,
-    pointwise_weight_gradient,
-    widest_dtype,
+from mednext_ops.backends.problem import (
+    InvertedBottleneckGradients,
+    InvertedBottleneckNeeds,
+    Triple,
+    memory_format_of,
 )
+from mednext_ops.formulas import over_samples, pointwise_weight_gradient
 
 __all__ = ["backward", "forward"]
 
@@ -48,8 +46,14 @@ def forward(
     compress_bias: torch.Tensor | None,
     grn: Grn | None,
     residual: torch.Tensor | None,
+    stride: Triple = (1, 1, 1),
+    front: Triple = (0, 0, 0),
+    skip: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """input [N, C, D, H, W] -> [N, O, D, H, W], memory format kept; ``native`` holds the operators."""
+    """input [N, C, D, H, W] -> [N, O, D, H, W], memory format kept; ``native`` holds the operators.
+
+    ``residual`` is added to every stride-th voxel; ``front`` planes of zeros come first, and ``skip`` is added to all.
+    """
     folded, bias, _, compress = native.bottleneck_weights(
         input, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight
     )
@@ -61,20 +65,16 @@ def forward(
         for tile in tiles:
             hidden = _product(folded, normalized[:, :, tile])
             squares.add(native.bottleneck_hidden_(hidden, bias, None, _voxels_of(tile, input)))
-        gamma, beta = grn
-        response = GlobalResponse(squares.total.view(input.shape[0], -1), gamma)
-        compress = _with_gain(compress_weight, response, input.dtype)
-        wide = widest_dtype(input.device)  # libraries add thousands of hidden channels one after the other
-        shift = torch.mv(compress_weight.to(wide), beta.to(wide))
-        compress_bias = (shift if compress_bias is None else shift + compress_bias).float()
-    parts = []
+        compress, compress_bias = native.bottleneck_response(
+            input, squares.total.view(input.shape[0], -1), *grn, compress_weight, compress_bias
+        )
+    product = normalized.new_empty((input.shape[0], compress_weight.shape[0], normalized.shape[2]))
     for tile in tiles:
         if hidden is None or len(tiles) > 1:
             hidden = _product(folded, normalized[:, :, tile])
             native.bottleneck_hidden_(hidden, bias, None)
-        parts.append(_product(compress, hidden))
-    product = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-    output = native.bottleneck_output(product, compress_bias, residual, None, input.shape[2:], [1, 1, 1], [0, 0, 0])
+        _product(compress, hidden, product[:, :, tile])
+    output = native.bottleneck_output(product, compress_bias, residual, skip, input.shape[2:], stride, front)
     return output.contiguous(memory_format=memory_format_of(input))
 
 
@@ -113,15 +113,16 @@ def backward(
     own_sums = input.dtype == torch.float32 and (needs.input or needs.norm)
     needs_grad = needs.input or own_sums
     tiles = list(_tiles(normalized, expand_weight.shape[0]))
-    whole = len(tiles) == 1
     found: dict[str, torch.Tensor | None] = {}
     slope = None
     if grn is not None:
-        made, response, slope = _response(native, normalized, folded, bias, grads, tiles, input, compress_weight, grn)
-        found |= made
-        compress = _with_gain(compress_weight, response, input.dtype)
-    grad = torch.empty_like(normalized) if needs_grad and not whole else None
-    sums, hidden_normalized, output_hidden = _Sum(), _Sum(), _Sum()
+        squares, output_sums, output_hidden = _response_sums(native, normalized, folded, bias, grads, tiles, input)
+        compress, slope, *made = native.bottleneck_response_gradients(
+            input, squares, output_sums, output_hidden, *grn, compress_weight
+        )
+        found |= dict(zip(("compress_weight", "compress_bias", "grn_gamma", "grn_beta"), made, strict=True))
+    grad = torch.empty_like(normalized) if needs_grad else None
+    sums, hidden_normalized, by_hidden = _Sum(), _Sum(), _Sum()
     for tile in tiles if needs_hidden or needs_compress else ():
         hidden = _product(folded, normalized[:, :, tile])
         summed = grads[:, :, tile] if needs_compress else None
@@ -130,16 +131,12 @@ def backward(
             of_rows = None if slope is None else _voxels_of(tile, input)
             sums.add(native.bottleneck_hidden_gradient_(hidden, grad_hidden, bias, summed, slope, of_rows))
             hidden_normalized.add(pointwise_weight_gradient(grad_hidden, normalized[:, :, tile]))
-            if needs_grad:
-                part = _product(expand.t(), grad_hidden)
-                if grad is None:
-                    grad = part
-                else:
-                    grad[:, :, tile] = part
+            if grad is not None:
+                _product(expand.t(), grad_hidden, grad[:, :, tile])
         else:
             sums.add(native.bottleneck_hidden_(hidden, bias, summed))
         if needs_compress:
-            output_hidden.add(pointwise_weight_gradient(grads[:, :, tile], hidden))
+            by_hidden.add(pointwise_weight_gradient(grads[:, :, tile], hidden))
     hidden_rows = batch * expand_weight.shape[0] if needs_hidden else 0  # those of the output lie behind them
     if needs_hidden:
         names = ("grad_sum", "grad_dot_normalized", "expand_weight", "expand_bias")
@@ -156,12 +153,12 @@ def backward(
             of_norm = native.group_norm_backward(dense, input, mean, rstd, norm_weight, norm_bias, False)[1:]
             found |= dict(zip(("grad_sum", "grad_dot_normalized"), of_norm, strict=True))
     if needs_compress:
-        found["compress_weight"] = over_samples(output_hidden.total)
+        found["compress_weight"] = over_samples(by_hidden.total)
         found["compress_bias"] = over_samples(sums.total[hidden_rows:].view(batch, grads.shape[1]))
     return InvertedBottleneckGradients(**found)
 
 
-def _response(
+def _response_sums(
     native: Any,
     normalized: torch.Tensor,
     folded: torch.Tensor,
@@ -169,28 +166,15 @@ def _response(
     grads: torch.Tensor,
     tiles: list[slice],
     input: torch.Tensor,
-    compress_weight: torch.Tensor,
-    grn: Grn,
-) -> tuple[dict[str, torch.Tensor], GlobalResponse, torch.Tensor]:
-    """A pass for GRN's sums: the gradients behind it, the response, and the slope [N, R] of the gradient before it."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A pass for GRN's sums over the voxels: h^2 [N, R], the output's gradient g [N, O], and g h^T [N, O, R]."""
     sums, output_hidden = _Sum(), _Sum()
     for tile in tiles:
         hidden = _product(folded, normalized[:, :, tile])
         sums.add(native.bottleneck_hidden_(hidden, bias, grads[:, :, tile], _voxels_of(tile, input)))
         output_hidden.add(pointwise_weight_gradient(grads[:, :, tile], hidden))
-    gamma, beta = grn
     batch, rows = input.shape[0], input.shape[0] * folded.shape[0]
-    response = GlobalResponse(sums.total[:rows].view(batch, -1), gamma)
-    output_sums = sums.total[rows:].view(batch, -1)
-    wide = compress_weight.float()
-    dot = dot_of_hidden(output_hidden.total, wide)
-    made = compression_gradients(output_sums, output_hidden.total, wide, response, beta, dot)
-    return made, response, response.slope(dot)
-
-
-def _with_gain(compress_weight: torch.Tensor, response: GlobalResponse, dtype: torch.dtype) -> torch.Tensor:
-    """[N, O, R]: GRN's gain of each sample in the compression, rounded once."""
-    return (compress_weight.float() * response.gain[:, None]).to(dtype)
+    return sums.total[:rows].view(batch, -1), sums.total[rows:].view(batch, -1), output_hidden.total
 
 
 def _voxels_of(tile: slice, input: torch.Tensor) -> int:
@@ -219,8 +203,9 @@ def _tiles(rows: torch.Tensor, hidden: int) -> Iterator[slice]:
         yield slice(begin, min(begin + step, pitch))
 
 
-def _product(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """[A, B], or [N, A, B], times [N, B, P] -> [N, A, P], contiguous."""
+def _product(weight: torch.Tensor, rows: torch.Tensor, output: torch.Tensor | None = None) -> torch.Tensor:
+    """[A, B], or [N, A, B], times [N, B, P] -> [N, A, P], contiguous or in ``output``, whose rows are dense."""
     if rows.shape[0] == 1:
-        return torch.mm(weight if weight.dim() == 2 else weight[0], rows[0])[None]
-    return torch.bmm(weight.expand(rows.shape[0], -1, -1), rows)
+        matrix = weight if weight.dim() == 2 else weight[0]
+        return torch.mm(matrix, rows[0], out=None if output is None else output[0])[None]
+    return torch.bmm(weight.expand(rows.shape[0], -1, -1), rows, out=output)

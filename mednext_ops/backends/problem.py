@@ -16,6 +16,7 @@ __all__ = [
     "InvertedBottleneckGradients",
     "InvertedBottleneckNeeds",
     "Problem",
+    "Triple",
     "memory_format_of",
 ]
 

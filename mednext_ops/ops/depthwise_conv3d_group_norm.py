@@ -48,9 +48,9 @@ def convolve_with_statistics(
     problem = problem_of(
         "depthwise_conv3d_statistics", input, geometry=geometry, parameter_dtype=weight.dtype, num_groups=num_groups
     )
-    fused = backends.choose_fused(problem)
+    fused = backends.run_fused(problem, input, weight, bias, geometry, num_groups, eps)
     if fused is not None:
-        return fused.depthwise_conv3d_statistics(input, weight, bias, geometry, num_groups, eps)
+        return fused
     output = convolve(input, weight, bias, geometry)
     return output, *statistics(output, num_groups, eps)
 
@@ -65,11 +65,11 @@ def gradient_before_norm(
     grad_dot_normalized: torch.Tensor,
 ) -> GroupNormGradient:
     """:func:`formulas.group_norm_gradient`, its maps by one kernel where a backend has that."""
-    fused = backends.choose_fused(problem_of("group_norm_input_gradient", convolved, num_groups=mean.shape[1]))
-    if fused is None:
-        return group_norm_gradient(grad, convolved, mean, rstd, norm_weight, grad_sum, grad_dot_normalized)
+    problem = problem_of("group_norm_input_gradient", convolved, num_groups=mean.shape[1])
     voxels = convolved.shape[2:].numel()
-    maps = fused.group_norm_input_gradient(grad_sum, grad_dot_normalized, mean, rstd, norm_weight, voxels)
+    maps = backends.run_fused(problem, grad_sum, grad_dot_normalized, mean, rstd, norm_weight, voxels)
+    if maps is None:
+        return group_norm_gradient(grad, convolved, mean, rstd, norm_weight, grad_sum, grad_dot_normalized)
     return GroupNormGradient(grad, convolved, *maps)
 
 

@@ -22,12 +22,17 @@ from mednext_ops.ops.library import (
     problem_of,
 )
 
-__all__ = ["bottleneck", "bottleneck_backward", "bottleneck_parameters", "inverted_bottleneck"]
+__all__ = ["bottleneck", "bottleneck_backward", "bottleneck_parameters", "inverted_bottleneck", "up_bottleneck"]
 
 
 def bottleneck(input: torch.Tensor, *args: Any) -> torch.Tensor:
     """The forward on the backend chosen for it; the arguments of the reference's ``inverted_bottleneck``."""
     return backends.run(_problem("inverted_bottleneck", input, *args), input, *args)
+
+
+def up_bottleneck(input: torch.Tensor, *args: Any) -> torch.Tensor | None:
+    """The forward of an up block, completed, where a backend has that; the arguments of :class:`CudaKernels`'."""
+    return backends.run_fused(_problem("up_bottleneck", input, *args), input, *args)
 
 
 def bottleneck_backward(grad_output: torch.Tensor, input: torch.Tensor, *args: Any) -> InvertedBottleneckGradients:

@@ -32,7 +32,7 @@ from mednext_ops.ops.arguments import (
 from mednext_ops.ops.convolution import convolve, convolve_backward
 from mednext_ops.ops.depthwise_conv3d import convolution_geometry
 from mednext_ops.ops.depthwise_conv3d_group_norm import bias_before_norm, convolve_with_statistics, gradient_before_norm
-from mednext_ops.ops.inverted_bottleneck import bottleneck, bottleneck_backward, bottleneck_parameters
+from mednext_ops.ops.inverted_bottleneck import bottleneck, bottleneck_backward, bottleneck_parameters, up_bottleneck
 from mednext_ops.ops.library import (
     define_op,
     differentiate,
@@ -113,28 +113,29 @@ def _forward(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.
         added = input
     elif residual and form == "down":
         added = pointwise(given(p.residual_weight), _packed(layout.strided(input)))
+    elif residual:
+        added = pointwise(given(p.residual_weight), input)
     # The residual's bias reaches every voxel, as the compression's does.
     bias = p.compress_bias
     if p.residual_bias is not None:
         bias = p.residual_bias if bias is None else bias + p.residual_bias
-    output = bottleneck(
+    inner = (
         convolved, mean, rstd, p.norm_weight, p.norm_bias, p.expand_weight, p.expand_bias, p.compress_weight, bias,
         p.grn, added,
     )  # fmt: skip
-    if form == "up":
-        sparse = pointwise(given(p.residual_weight), input) if residual else None
-        output = _completed(output, sparse, skip, layout)
+    output = _up_output(inner, skip, layout) if form == "up" else bottleneck(*inner)
     return output, input.new_empty((0,)) if recompute else convolved, mean, rstd
 
 
-def _completed(
-    output: torch.Tensor, residual: torch.Tensor | None, skip: torch.Tensor | None, layout: _Layout
-) -> torch.Tensor:
-    """An up block's output with its residual, which is on every stride-th voxel, the zero planes, and the skip."""
-    front, memory_format = layout.front(), memory_format_of(output)
-    fused = backends.choose_fused(problem_of("bottleneck_output", output))
-    if fused is not None:
-        return fused.bottleneck_output(output, residual, skip, layout.geometry.stride, front)
+def _up_output(inner: tuple[Any, ...], skip: torch.Tensor | None, layout: _Layout) -> torch.Tensor:
+    """An up block's bottleneck with its residual, which is on every stride-th voxel, the zero planes, and the skip."""
+    front = layout.front()
+    output = up_bottleneck(*inner, layout.geometry.stride, front, skip)
+    if output is not None:
+        return output
+    *arguments, residual = inner
+    output = bottleneck(*arguments, None)
+    memory_format = memory_format_of(output)
     if residual is not None:
         layout.strided(output).add_(residual)
     if any(front):
@@ -147,8 +148,8 @@ def _packed(view: torch.Tensor) -> torch.Tensor:
     """A dense copy of some of a volume's voxels, where a backend makes it faster than PyTorch would; else the view."""
     if view.is_contiguous():
         return view
-    packing = backends.choose_fused(problem_of("packed_voxels", view))
-    return view if packing is None else packing.packed_voxels(view)
+    packed = backends.run_fused(problem_of("packed_voxels", view), view)
+    return view if packed is None else packed
 
 
 def _forward_fake(input: Any, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -235,7 +236,7 @@ def _backward_op(grad_output: Any, input: Any, convolved: Any, mean: Any, rstd: 
 def _taken_apart(
     grad_output: torch.Tensor, residual: bool, layout: _Layout
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What :func:`_completed` put together: the gradients of the output before it, and of its residual.
+    """What :func:`_up_output` put together: the gradients of the output before it, and of its residual.
 
     The first is a view where kernels pack it as they need it.
     """

@@ -20,14 +20,14 @@ from mednext_ops.ops.library import define_op, differentiate, empty_like_format,
 __all__ = ["FEW_CHANNELS", "pointwise_conv3d"]
 
 
-def _kernels(op: str, input: torch.Tensor, weight: torch.Tensor) -> Any:
-    return backends.choose_fused(problem_of(op, input, parameter_dtype=weight.dtype, out_channels=weight.shape[0]))
+def _problem(op: str, input: torch.Tensor, weight: torch.Tensor) -> backends.Problem:
+    return problem_of(op, input, parameter_dtype=weight.dtype, out_channels=weight.shape[0])
 
 
 def _forward(input: Any, weight: Any, bias: Any) -> torch.Tensor:
-    kernels = _kernels("pointwise_conv3d", input, weight)
-    if kernels is not None:
-        return kernels.pointwise_conv3d(input, weight, bias)
+    output = backends.run_fused(_problem("pointwise_conv3d", input, weight), input, weight, bias)
+    if output is not None:
+        return output
     dense = weight.to(input.dtype)[:, :, None, None, None]
     output = F.conv3d(input, dense, None if bias is None else bias.to(input.dtype))
     return output.contiguous(memory_format=memory_format_of(input))
@@ -41,9 +41,10 @@ def _backward_op(
     grad_output: Any, input: Any, weight: Any, needs_input: bool, needs_parameters: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of the input, the weight and the bias, the last two in the weight's dtype; empty if not asked for."""
-    kernels = _kernels("pointwise_conv3d_backward", input, weight)
-    if kernels is not None:
-        data, *parameters = kernels.pointwise_conv3d_backward(grad_output, input, weight, needs_input, needs_parameters)
+    problem = _problem("pointwise_conv3d_backward", input, weight)
+    found = backends.run_fused(problem, grad_output, input, weight, needs_input, needs_parameters)
+    if found is not None:
+        data, *parameters = found
     else:
         dense = weight.to(input.dtype)[:, :, None, None, None]
         wanted = [needs_input, needs_parameters, needs_parameters]

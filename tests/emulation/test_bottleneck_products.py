@@ -12,7 +12,13 @@ import torch.nn.functional as F
 import mednext_ops as ops
 from mednext_ops.backends import cuda_products
 from mednext_ops.backends.problem import InvertedBottleneckGradients, InvertedBottleneckNeeds
-from mednext_ops.formulas import expansion_gradients, group_norm_gradient
+from mednext_ops.formulas import (
+    GlobalResponse,
+    compression_gradients,
+    dot_of_hidden,
+    expansion_gradients,
+    group_norm_gradient,
+)
 from mednext_ops.plans import bottleneck_plans
 
 from ..ops.eager import Block
@@ -371,6 +377,37 @@ def test_expansion_gradients_are_the_formulas(native, shape):
         torch.testing.assert_close(ours.double(), right[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("batch", "hidden", "outputs"), [(1, 5, 3), (3, 70, 45), (2, 1100, 9), (0, 6, 4)])
+@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_response_is_the_formulas(native, dtype, parameters, batch, hidden, outputs, bias):
+    squares = 40 * torch.rand(batch, hidden).square()
+    squares[:, 2] = 0
+    gamma, beta = torch.randn(hidden).to(parameters), torch.randn(hidden).to(parameters)
+    compress = torch.randn(outputs, hidden).to(parameters)
+    compress_bias = torch.randn(outputs).to(parameters) if bias else None
+    output_sums, output_hidden = torch.randn(batch, outputs), torch.randn(batch, outputs, hidden)
+    like = torch.empty(0, dtype=dtype)
+    weights, shift = native.bottleneck_response(like, squares, gamma, beta, compress, compress_bias)
+
+    response = GlobalResponse(squares.double(), gamma.double())
+    exact_shift = compress.double() @ beta.double() + (0 if compress_bias is None else compress_bias.double())
+    assert torch.equal(weights, (compress.float() * response.gain.float()[:, None]).to(dtype))
+    torch.testing.assert_close(shift.double(), exact_shift, rtol=1e-7, atol=1e-6)
+
+    again, slope, *gradients = native.bottleneck_response_gradients(
+        like, squares, output_sums, output_hidden, gamma, beta, compress
+    )
+    assert torch.equal(again, weights)
+    wide = (output_sums.double(), output_hidden.double(), compress.double())
+    dot = dot_of_hidden(*wide[1:])
+    torch.testing.assert_close(slope.double(), response.slope(dot), rtol=1e-6, atol=1e-9)
+    right = compression_gradients(*wide, response, beta.double())
+    for name, ours in zip(("compress_weight", "compress_bias", "grn_gamma", "grn_beta"), gradients, strict=True):
+        torch.testing.assert_close(ours.double(), right[name], rtol=1e-6, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("groups", [1, 6, 90])
 @pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
 def test_the_map_of_a_norms_gradient(native, groups, parameters):
@@ -386,7 +423,8 @@ def test_the_map_of_a_norms_gradient(native, groups, parameters):
         torch.testing.assert_close(ours.double(), exact.expand(2, channels), rtol=1e-5, atol=1e-7)
 
 
-def test_a_wide_block_takes_few_launches(emulated):
+@pytest.mark.parametrize(("with_grn", "forward", "backward"), [(False, 6, 9), (True, 7, 12)])
+def test_a_wide_block_takes_few_launches(emulated, with_grn, forward, backward):
     """What PyTorch launches around our kernels is what a step of small volumes waits for."""
     calls: list[str] = []
 
@@ -395,20 +433,20 @@ def test_a_wide_block_takes_few_launches(emulated):
             calls.append(function._schema.name)
             return function(*args, **(kwargs or {}))
 
-    case = Case.draw((128, 512, 128), (4, 4, 8), 1, torch.bfloat16)
+    case = Case.draw((128, 512, 128), (4, 4, 8), 1, torch.bfloat16, grn=with_grn)
     grad_output = torch.randn(1, 128, 4, 4, 8).bfloat16()
     statistics = case.statistics()
     case.statistics = lambda: statistics
     with Calls():
         case.fused(emulated)
     launches = [c for c in calls if c.startswith("mednext_ops") or c in ("aten::mm", "aten::bmm")]
-    assert len(launches) == 6
+    assert len(launches) == forward
     assert not {"aten::add", "aten::add_", "aten::copy_", "aten::_to_copy", "aten::cat"} & set(calls)
     calls.clear()
     with Calls():
         case.fused_gradients(emulated, grad_output)
     launches = [c for c in calls if c.startswith("mednext_ops") or c in ("aten::mm", "aten::bmm")]
-    assert len(launches) == 9
+    assert len(launches) == backward
     assert not {"aten::add", "aten::add_", "aten::copy_", "aten::mul", "aten::zeros", "aten::sum"} & set(calls)
 
 
@@ -457,6 +495,34 @@ def output(native, product, size, *, bias=None, residual=None, skip=None, stride
         (lambda n, t: output(n, t(2, 4, 8), [2, 2, 2], skip=t(2, 4, 2, 2, 2).half()), "skip must be BFloat16"),
         (lambda n, t: n.packed_voxels(t(2, 4, 8), False), r"input must be \[N, C, D, H, W\]"),
         (lambda n, t: n.packed_voxels(t(2, 4, 2, 2, 2).double(), False), "must be float32, float16"),
+        (
+            lambda n, t: n.bottleneck_response(t(1), t(2, 5), t(5), t(5), t(4, 5), None),
+            "squares must be float32",
+        ),
+        (
+            lambda n, t: n.bottleneck_response(t(1), t(2, 6).float(), t(5), t(5), t(4, 5), None),
+            r"squares must be \[2, 5\], got \[2, 6\]",
+        ),
+        (
+            lambda n, t: n.bottleneck_response(t(1), t(2, 5).float(), t(5), t(4), t(4, 5), None),
+            r"beta must be \[5\]",
+        ),
+        (
+            lambda n, t: n.bottleneck_response(t(1), t(2, 5).float(), t(5), t(5), t(4, 5), t(5)),
+            r"compress_bias must be \[4\]",
+        ),
+        (
+            lambda n, t: n.bottleneck_response_gradients(
+                t(1), t(2, 5).float(), t(2, 4), t(2, 4, 5).float(), t(5), t(5), t(4, 5)
+            ),
+            "output_sums must be float32",
+        ),
+        (
+            lambda n, t: n.bottleneck_response_gradients(
+                t(1), t(2, 5).float(), t(2, 4).float(), t(2, 5, 4).float(), t(5), t(5), t(4, 5)
+            ),
+            r"output_hidden must be \[2, 4, 5\], got \[2, 5, 4\]",
+        ),
         (lambda n, t: n.bottleneck_weights(t(1), t(3), t(4), t(5, 4), None, t(2, 5)), r"norm_weight must be \[4\]"),
         (lambda n, t: n.bottleneck_weights(t(1), t(4), t(4), t(5, 4), None, t(2, 6)), r"compress_weight must be"),
         (

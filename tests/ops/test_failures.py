@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
@@ -61,6 +63,44 @@ def test_the_caller_of_an_op_gets_it(monkeypatch):
         monkeypatch.setattr(backends.reference, "depthwise_conv3d", fail)
         with pytest.raises(torch.OutOfMemoryError, match="could not be allocated"):
             ops.depthwise_conv3d(torch.ones(1, 1, 3, 3, 3), torch.ones(1, 1, 3, 3, 3))
+
+
+FUSED = {
+    "depthwise_conv3d_statistics": lambda x, w, m: ops.depthwise_conv3d_group_norm(
+        x, w, None, torch.ones(4), torch.zeros(4), num_groups=4, padding=1
+    ),
+    "pointwise_conv3d": lambda x, w, m: ops.pointwise_conv3d(x, m, None),
+    "up_bottleneck": lambda x, w, m: ops.mednext_block(
+        x, w, None, torch.ones(4), torch.zeros(4), torch.ones(8, 4), None, torch.ones(2, 8), None,
+        form="up", residual=False,
+    ),
+    "packed_voxels": lambda x, w, m: ops.mednext_block(
+        x, w, None, torch.ones(4), torch.zeros(4), torch.ones(8, 4), None, torch.ones(8, 8), None,
+        form="down", residual_weight=torch.ones(8, 4),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_caller_of_a_fused_form_gets_it_too(monkeypatch, name):
+    """Forms that only some backends have; here one that has nothing else, before the reference."""
+    from mednext_ops import backends
+
+    def fail(*_):
+        raise RuntimeError(NATIVE)
+
+    memory_less = types.SimpleNamespace(
+        NAME="cpu", unavailable=lambda: None, supports=lambda p: None if p.op == name else "not asked", **{name: fail}
+    )
+    module = backends._module
+    monkeypatch.setattr(backends, "_module", lambda n: memory_less if n == "cpu" else module(n))
+    monkeypatch.setattr(backends, "as_torch_raises", lambda error, _: as_torch_raises(error, "cuda"))
+    backends._first_taker.cache_clear()
+    try:
+        with ops.use_backend("cpu", "reference"), pytest.raises(torch.OutOfMemoryError, match="could not be allocated"):
+            FUSED[name](torch.ones(1, 4, 4, 4, 4), torch.ones(4, 1, 3, 3, 3), torch.ones(4, 4))
+    finally:
+        backends._first_taker.cache_clear()
 
 
 @pytest.mark.gpu
