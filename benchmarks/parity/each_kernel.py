@@ -84,13 +84,15 @@ def large_problems() -> Iterator[OpProblem]:
 def _tensor_core_convolutions() -> Iterator[OpProblem]:
     """16 bits, contiguous: KxKxK and 1xKxK at stride 1, KxKxK at stride 2, its transposed form too."""
     for i, kernel in enumerate([*CUBIC, *FLAT]):
-        # Planes by the copy engine, in chunks of eight bytes, and one element at a time; every second gradient is one
-        # that the norm leaves to be computed.
-        for j, width in enumerate((8, 12, 9)):
-            op = NORM if (i + j) % 2 else CONV
-            yield OpProblem(op, (2, 2, 5, 6, width), kernel, ONE, dtype=_SIXTEEN_BITS[i // 2 % 2 == j % 2])
+        # Planes by the copy engine, by copies of eight bytes, and one element at a time (the banded core); a gradient is
+        # given, or one that the norm leaves to be computed.
+        for j, (width, ops) in enumerate(((8, (CONV, NORM)), (12, (NORM, CONV)), (9, (CONV, NORM)[i % 2 :][:1]))):
+            for k, op in enumerate(ops):
+                yield OpProblem(op, (2, 2, 5, 6, width), kernel, ONE, dtype=_SIXTEEN_BITS[(i // 2 + j + k) % 2])
     for op, kernel in ((CONV, (3, 3, 3)), (NORM, (5, 5, 5))):
         yield OpProblem(op, (2, 2, 4, 7, 16), kernel, ONE, dtype="fp16")
+    for op, kernel, dtype in ((CONV, (3, 3, 5), "fp16"), (NORM, (5, 5, 7), "bf16")):  # banded, by copies
+        yield OpProblem(op, (2, 2, 5, 6, 12), kernel, ONE, dtype=dtype)
     dtypes = cycle([*_SIXTEEN_BITS, *reversed(_SIXTEEN_BITS)])
     for kernel in CUBIC:
         for op, width in ((CONV, 16), (CONV, 9), (NORM, 16), (NORM, 10)):
@@ -102,8 +104,8 @@ def _tensor_core_convolutions() -> Iterator[OpProblem]:
 def _wide_convolutions() -> Iterator[OpProblem]:
     """The banded convolution where a row fills a warp's fragment, and where a warp has several fragments."""
     for kernel, op, dtype in (((3, 3, 3), NORM, "bf16"), ((7, 7, 7), CONV, "fp16"), ((1, 5, 5), CONV, "bf16")):
-        yield OpProblem(op, (1, 1, 3, 4, 116), kernel, ONE, dtype=dtype)
-        yield OpProblem(op, (1, 1, 2, 48, 20), kernel, ONE, dtype=dtype)
+        yield OpProblem(op, (1, 1, 3, 4, 118), kernel, ONE, dtype=dtype)
+        yield OpProblem(op, (1, 1, 2, 48, 22), kernel, ONE, dtype=dtype)
 
 
 def _other_convolutions() -> Iterator[OpProblem]:

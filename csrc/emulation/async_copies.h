@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstring>
 #include <deque>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "shared_memory.h"
@@ -32,6 +34,17 @@ class AsyncCopies {
             for (const Copy& copy : groups_.front()) land(copy);
             groups_.pop_front();
         }
+    }
+
+    // What lands all that was issued, and that this thread no longer waits for.
+    std::function<void()> take() {
+        std::vector<Copy> taken;
+        for (const auto& group : groups_) taken.insert(taken.end(), group.begin(), group.end());
+        taken.insert(taken.end(), open_.begin(), open_.end());
+        clear();
+        return [taken = std::move(taken)] {
+            for (const Copy& copy : taken) land(copy);
+        };
     }
 
     // Copies that the thread has not waited for; groups without copies do not count.

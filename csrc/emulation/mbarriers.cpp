@@ -1,5 +1,7 @@
 #include "mbarriers.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace mednext_ops::emulation {
@@ -21,23 +23,24 @@ Mbarrier* Mbarriers::find(const void* address) {
 }
 
 void Mbarriers::issue(const void* address, std::int64_t bytes, std::function<void()> land) {
-    copies_.push_back({address, bytes, std::move(land)});
+    copies_.push_back({address, bytes, 0, std::move(land)});
+}
+
+void Mbarriers::issue_arrival(const void* address, std::function<void()> land) {
+    copies_.push_back({address, 0, 1, std::move(land)});
 }
 
 void Mbarriers::land(Mbarrier& barrier) {
-    std::vector<Copy> others;
-    std::int64_t landed = 0;
-    for (Copy& copy : copies_) {
-        if (copy.address == barrier.address) {
-            copy.land();
-            landed += copy.bytes;
-        } else {
-            others.push_back(std::move(copy));
-        }
+    const auto is_other = [&](const Copy& copy) { return copy.address != barrier.address; };
+    if (std::all_of(copies_.begin(), copies_.end(), is_other)) return;
+    const auto first = std::stable_partition(copies_.begin(), copies_.end(), is_other);
+    std::vector<Copy> landing(std::make_move_iterator(first), std::make_move_iterator(copies_.end()));
+    copies_.erase(first, copies_.end());
+    for (Copy& copy : landing) {
+        copy.land();
+        barrier.missing_bytes -= copy.bytes;
+        barrier.missing_arrivals -= copy.arrivals;
     }
-    copies_ = std::move(others);
-    if (landed == 0) return;
-    barrier.missing_bytes -= landed;
     barrier.advance();
 }
 

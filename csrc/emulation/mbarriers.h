@@ -1,7 +1,8 @@
 // The mbarriers of a block, and the bulk copies (TMA) that complete on them.
 //
 // A barrier is known by its address in shared memory; its state is kept here, and the 8 bytes there stay poisoned. A
-// bulk copy lands when somebody waits on its barrier, and its destination is poisoned when it is issued.
+// bulk copy lands when somebody waits on its barrier, and its destination is poisoned when it is issued; so do copies
+// of a thread that arrives when they have landed.
 #pragma once
 
 #include <cstddef>
@@ -36,6 +37,9 @@ class Mbarriers {
     // `land` writes `bytes` to shared memory.
     void issue(const void* address, std::int64_t bytes, std::function<void()> land);
 
+    // `land` does copies of a thread, which arrives then.
+    void issue_arrival(const void* address, std::function<void()> land);
+
     // Lands what was issued on this barrier.
     void land(Mbarrier& barrier);
 
@@ -46,6 +50,7 @@ class Mbarriers {
     struct Copy {
         const void* address;
         std::int64_t bytes;
+        unsigned arrivals;
         std::function<void()> land;
     };
 

@@ -104,6 +104,7 @@ py::dict convolution(bool scatter, const std::string& dtype, bool channels_last,
             const PlanarTile& tile = plan.planar;
             const auto kernel_h = static_cast<int>(kernel[1]);
             result["core"] = "planar";
+            result["fill"] = name_of(tile.fill);
             result["fragments"] = tile.fragments;
             result["threads"] = 32 * tile.warps;
             result["blocks"] = batch * channels * tile.tiles();

@@ -61,6 +61,8 @@ def facts_of_convolution(problem, geometry, normalized) -> Iterator[Fact]:
         yield name, core, problem.dtype, "channels_last" if last else "contiguous"
         yield name, core, problem.kernel
         yield name, core, problem.stride
+        if core == "planar":
+            yield name, core, plan["fill"], problem.kernel, computed and name != FORWARD
         yield name, core, "computed" if computed and name != FORWARD else "given"
         kind = "weight" if name == WEIGHT else "convolution"
         for choice in CHOICES:
@@ -122,6 +124,9 @@ def instances_of_convolutions() -> Iterator[Fact]:
     for name in PASSES:
         tensor_cores = ["banded"] if name == WEIGHT else ["banded", "planar"]
         yield from product([name], [*tensor_cores, "streaming"], [*CUBIC, *FLAT])
+        if name != WEIGHT:
+            computed = [False] if name == FORWARD else [False, True]
+            yield from product([name], ["planar"], ["boxes", "async"], [*CUBIC, *FLAT], computed)
         strides = [(1, 1, 1), (2, 2, 2), *([] if name == WEIGHT else [(1, 2, 2)])]
         yield from product([name], ["streaming"], strides)
         yield from product([name], ["streaming", "general"], ("fp32", "fp16", "bf16"), ["channels_last"])

@@ -145,15 +145,19 @@ Family = tuple[ConvGeometry, int, bool, int]  # with the extent along W, channel
 
 
 def _planar(random_: random.Random, k: int, _: torch.dtype, __: bool) -> Family:
-    """By boxes of the copy engine: rows of whole octets."""
+    """By boxes of the copy engine, rows of whole octets; or by copies of quads, on what has none, or takes none."""
     kw = k if random_.random() < 0.8 else random_.choice(range(1, k + 1, 2))
-    return _tensor_core_geometry(random_, k, kw), 8 * random_.choice([1, 2, 3, 4, 5, 8]), False, _newest(random_)
+    width, architecture = 8 * random_.choice([1, 2, 3, 4, 5, 8]), _newest(random_)
+    if random_.random() < 0.5:
+        architecture = random_.choice([80, 86, 89, 90])
+        width = 4 * random_.choice([1, 3, 5, 7, 11] if architecture == 90 else [1, 2, 3, 4, 6, 9, 16])
+    return _tensor_core_geometry(random_, k, kw), width, False, architecture
 
 
 def _banded(random_: random.Random, k: int, _: torch.dtype, __: bool) -> Family:
     kw = k if random_.random() < 0.8 else random_.choice([1, 3, 5, 7])
-    architecture = random_.choice([80, 86, 89, 90])
-    widths = [1, 2, 3, 4, 5, 7, 12, 13, 20, 31, 33, 44] if architecture == 90 else [1, 3, 4, 8, 12, 13, 16, 24, 33, 40]
+    architecture = random_.choice([80, 86, 89, 90, 100, 120])
+    widths = [1, 2, 3, 5, 7, 13, 31, 33, 46] if architecture < 100 else [1, 2, 3, 4, 5, 7, 12, 13, 20, 31, 33, 44]
     return _tensor_core_geometry(random_, k, kw), random_.choice(widths), False, architecture
 
 

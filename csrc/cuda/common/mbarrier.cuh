@@ -1,4 +1,5 @@
-// Barriers in shared memory that count arriving threads and arriving bytes: what bulk copies complete on. sm_90.
+// Barriers in shared memory that count arriving threads and arriving bytes: what bulk copies complete on, for which it
+// takes sm_90. Threads, and their own copies (cp.async), from sm_80 on.
 //
 //     if (threadIdx.x == 0) mbarrier_initialise(&full[stage], 1);        // one arrival a phase
 //     mbarrier_initialised();  __syncthreads();                          // before anybody uses them
@@ -8,6 +9,11 @@
 //         load_box(...);
 //     }
 //     mbarrier_wait(&full[stage], phase);                                // phase: 0, 1, 0, ... for the same barrier
+//
+// Initialised for all threads of a block, each of which copies its share:
+//
+//     copy_async<16>(...);
+//     mbarrier_arrive_when_copied(&full[stage]);                         // once what this thread asked for has landed
 #pragma once
 
 #include <cstdint>
@@ -21,6 +27,9 @@ __device__ inline void mbarrier_initialise(std::uint64_t* barrier, unsigned arri
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
 #else
     __trap();
 #endif
@@ -40,6 +49,24 @@ __device__ inline void mbarrier_arrive(std::uint64_t* barrier) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+    asm volatile(
+        "{\n"
+        ".reg .b64 state;\n"
+        "mbarrier.arrive.shared.b64 state, [%0];\n"
+        "}" ::"r"(address)
+        : "memory");
+#else
+    __trap();
+#endif
+}
+
+// Arrives as soon as all copies (cp.async) that the thread has asked for have landed; at once where there are none.
+__device__ inline void mbarrier_arrive_when_copied(std::uint64_t* barrier) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(address) : "memory");
 #else
     __trap();
 #endif
@@ -65,6 +92,20 @@ __device__ inline void mbarrier_wait(std::uint64_t* barrier, unsigned parity) {
             "{\n"
             ".reg .pred ended;\n"
             "mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, ended;\n"
+            "}"
+            : "=r"(ended)
+            : "r"(address), "r"(parity)
+            : "memory");
+    }
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+    unsigned ended = 0;
+    while (ended == 0) {
+        asm volatile(
+            "{\n"
+            ".reg .pred ended;\n"
+            "mbarrier.test_wait.parity.shared.b64 ended, [%1], %2;\n"
             "selp.u32 %0, 1, 0, ended;\n"
             "}"
             : "=r"(ended)
@@ -110,6 +151,13 @@ inline void mbarrier_arrive_and_expect(std::uint64_t* barrier, unsigned bytes,
 
 inline void mbarrier_arrive(std::uint64_t* barrier, emulation::CallSite where = emulation::CallSite::current()) {
     mbarrier_arrive_and_expect(barrier, 0, where);
+}
+
+inline void mbarrier_arrive_when_copied(std::uint64_t* barrier,
+                                        emulation::CallSite where = emulation::CallSite::current()) {
+    initialised_mbarrier("mbarrier_arrive_when_copied", barrier, where);
+    emulation::Block& block = emulation::Block::current();
+    block.mbarriers().issue_arrival(barrier, block.thread().copies.take());
 }
 
 inline void mbarrier_wait(std::uint64_t* barrier, unsigned parity,

@@ -139,11 +139,20 @@ BandedTile banded_tile(const ConvolutionProblem& p, int architecture) {
 // The copy engine takes boxes of up to 256 rows and columns.
 constexpr int kMostBox = 256;
 
+// How its planes come: by boxes where they begin at multiples of 16 bytes; `elements` where neither way is open.
+Fill planar_fill(const ConvolutionProblem& p, int architecture) {
+    const auto begin_at = [&](std::int64_t bytes) {
+        return p.input_size.w % (bytes / 2) == 0 && aligned(p.input, bytes) &&
+               (!p.affine.given() || aligned(p.affine.output, bytes));
+    };
+    if (begin_at(16) && PlanarTile::is_built(Fill::boxes, architecture)) return Fill::boxes;
+    return begin_at(8) && PlanarTile::is_built(Fill::async, architecture) ? Fill::async : Fill::elements;
+}
+
 bool takes_planar(const ConvolutionProblem& p, int architecture) {
-    return architecture >= 90 && takes_banded(p, architecture) && p.geometry.kernel.w <= p.geometry.kernel.h &&
-           p.input_size.w % 8 == 0 && p.input_size.w < INT_MAX / 16 && p.input_size.product() > 0 &&
-           aligned(p.input, 16) && (!p.affine.given() || aligned(p.affine.output, 16)) && aligned(p.output, 8) &&
-           aligned(p.add, 8);
+    return takes_banded(p, architecture) && p.geometry.kernel.w <= p.geometry.kernel.h &&
+           planar_fill(p, architecture) != Fill::elements && p.input_size.w < INT_MAX / 16 &&
+           p.input_size.product() > 0 && aligned(p.output, 8) && aligned(p.add, 8);
 }
 
 // Cycles that a multiprocessor of an H200 needs, fitted to what 1100 tiles took there (h200-planar.json; the tile that
@@ -170,16 +179,18 @@ PlanarTile planar_tile(const ConvolutionProblem& p, int architecture) {
     const auto kh = static_cast<int>(p.geometry.kernel.h);
     const Triple out = p.output_size;
     const bool mapped = p.affine.given();
-    const std::int64_t octets = out.w / 8;
+    const Fill fill = planar_fill(p, architecture);
+    const std::int64_t octets = ceil_div(out.w, 8);
     const std::int64_t tiles_w = ceil_div(2 * octets, kMostQuads);
     const std::int64_t most_cuts = std::min<std::int64_t>(out.d, 64);
     const int products = kd * (kh - 1 + PlanarTile::unit_rows(kh)) / 2;
     PlanarTile best{};
     double least = 0.0;
     for (const int fragments : {PlanarTile::kFewFragments, PlanarTile::kMostFragments}) {
-        const int blocks_of_most_warps = PlanarTile::resident_blocks(kd, kh, fragments, mapped, architecture);
+        const int blocks_of_most_warps = PlanarTile::resident_blocks(kd, kh, fragments, mapped, fill, architecture);
         if (blocks_of_most_warps == 0) continue;
         PlanarTile tile{};
+        tile.fill = fill;
         tile.fragments = fragments;
         tile.quads = static_cast<int>(2 * ceil_div(octets, tiles_w));
         tile.tiles_w = static_cast<int>(ceil_div(2 * octets, tile.quads));

@@ -16,7 +16,7 @@ namespace mednext_ops::cuda::depthwise_conv3d {
 // general: any kernel, stride, dilation, type and format, in float FMAs, one output at a time.
 // streaming: KxKxK and 1xKxK, K = 3, 5, 7, of every type and format, in float FMAs.
 // banded: 16-bit NCDHW at stride 1 on tensor cores (sm_80 and newer).
-// planar: the same in fewer products, where the copy engine can bring the planes (sm_90 and newer).
+// planar: the same in fewer products, where planes come by the copy engine (sm_90 and newer) or by copies of 8 bytes.
 // strided: 16-bit NCDHW, a gather of KxKxK at stride 2 along all axes on tensor cores (sm_80 and newer).
 // strided_scatter: the scatter of the same.
 enum class ConvolutionCore { general, streaming, banded, planar, strided, strided_scatter };
@@ -63,11 +63,19 @@ struct PlanarTile {
     static constexpr int units(int kernel_h) { return kernel_h == 7 ? 8 : 16; }  // of a warp, side by side
     // Blocks of the most warps that a multiprocessor has registers for; 0 where even one would spill. For Blackwell
     // ptxas keeps in registers what it finds uniform for sm_90.
-    static constexpr int resident_blocks(int kernel_d, int kernel_h, int fragments, bool mapped, int architecture) {
+    static constexpr int resident_blocks(int kernel_d, int kernel_h, int fragments, bool mapped, Fill fill,
+                                         int architecture) {
         const bool few = fragments == kFewFragments;
         if (kernel_d == 1) return 2;
+        if (fill == Fill::async) return kernel_h == 3 && (few || !mapped) ? 2 : 1;
         if (architecture >= 100) return kernel_h == 3 && few ? 2 : kernel_h == 7 && !few ? 0 : 1;
         return kernel_h == 3 || (kernel_h == 5 && few && mapped) ? 2 : 1;
+    }
+
+    // Where there is code: Blackwell has the copy engine's alone.
+    static constexpr bool is_built(Fill fill, int architecture) {
+        return fill == Fill::boxes ? architecture >= 90
+                                   : fill == Fill::async && architecture >= 80 && architecture < 100;
     }
 
     int fragments;
@@ -77,6 +85,7 @@ struct PlanarTile {
     int strips;
     int depth;  // output planes of a block
     int tiles_d, tiles_h, tiles_w;
+    Fill fill;
 
     constexpr int strip_rows(int kernel_h) const { return fragments * unit_rows(kernel_h); }
     constexpr int rows(int kernel_h) const { return strips * strip_rows(kernel_h); }

@@ -32,13 +32,16 @@ cudaError_t launch_planar_convolution(const ConvolutionProblem& p, const PlanarT
                                 static_cast<int>(p.input_size.d),
                                 static_cast<int>(p.input_size.h),
                                 static_cast<int>(p.input_size.w),
-                                tile};
+                                tile,
+                                p.input};
     const PlaneBoxes boxes{p.type, p.batch * p.channels, p.input_size, tile.row_bytes(kh) / 2, tile.plane_rows(kh)};
-    cudaError_t error = encode_planes(boxes, p.input, &parameters.box);
-    if (error == cudaSuccess && p.affine.given()) {
-        error = encode_planes(boxes, p.affine.output, &parameters.box_output);
+    if (tile.fill == Fill::boxes) {
+        cudaError_t error = encode_planes(boxes, p.input, &parameters.box);
+        if (error == cudaSuccess && p.affine.given()) {
+            error = encode_planes(boxes, p.affine.output, &parameters.box_output);
+        }
+        if (error != cudaSuccess) return error;
     }
-    if (error != cudaSuccess) return error;
 
     const auto count = static_cast<unsigned>(blocks);
     const bool flat = kernel.d == 1;

@@ -39,6 +39,7 @@ struct PlanarParameters : ConvolutionOperands {
     AffineGradient affine;
     int in_d, in_h, in_w;
     PlanarTile tile;
+    const void* input;
 };
 
 template <typename T, int KD, int KH, int Fragments>
