@@ -183,6 +183,21 @@ def test_box_loads_go_wrong_in_five_ways(in_any_order):
             in_any_order("box", mistake, input, output)
 
 
+def test_arrivals_of_copies_go_wrong_in_four_ways(in_any_order):
+    output = np.zeros(32, np.float32)
+    in_any_order("arrival_when_copied", 0, INPUT[:32], output)
+    assert (output == INPUT[:32][::-1]).all()
+    in_any_order("arrival_when_copied", 1, INPUT[:32], output)
+    assert np.isnan(output).any()
+    for mistake, sentence in [
+        (2, "the block ends with 32 bulk copies in flight that nobody waited for"),
+        (3, "deadlock, no thread can go on; threads 0..31: waits at mbarrier_wait in planted_bugs.cu"),
+        (4, "the thread returns with 1 asynchronous copies in flight"),
+    ]:
+        with pytest.raises(RuntimeError, match=sentence):
+            in_any_order("arrival_when_copied", mistake, INPUT[:32], output)
+
+
 def test_the_error_does_not_depend_on_the_number_of_workers(kernels):
     sentences = set()
     for workers in (1, 2, 3):

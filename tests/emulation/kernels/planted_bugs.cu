@@ -280,6 +280,24 @@ cudaError_t launch_ring(const float* input, int warps, int steps, float* output)
     return launch<ring<Mistake>>(shape, map, steps, output);
 }
 
+// output[i] = input[31 - i]: each lane copies its own element, and reads another's.
+enum class ArrivalMistake { none, no_wait, never_waited, more_arrivals_expected, arrives_before_its_copy };
+
+template <ArrivalMistake Mistake>
+__global__ void arrival_when_copied(const float* input, float* output) {
+    MEDNEXT_OPS_SHARED(elements, float[32]);
+    MEDNEXT_OPS_SHARED(full, std::uint64_t);
+    const unsigned lane = threadIdx.x;
+    if (lane == 0) mbarrier_initialise(&full, Mistake == ArrivalMistake::more_arrivals_expected ? 33 : 32);
+    __syncthreads();
+    if (Mistake == ArrivalMistake::arrives_before_its_copy) mbarrier_arrive_when_copied(&full);
+    copy_async<4>(elements + lane, input + lane);
+    if (Mistake != ArrivalMistake::arrives_before_its_copy) mbarrier_arrive_when_copied(&full);
+    if (Mistake != ArrivalMistake::no_wait && Mistake != ArrivalMistake::never_waited) mbarrier_wait(&full, 0);
+    output[lane] = elements[31 - lane];
+    if (Mistake == ArrivalMistake::no_wait) mbarrier_wait(&full, 0);
+}
+
 // A block asks for more shared memory than the architecture has, though no more than another one has.
 __global__ void large_block() {}
 
@@ -294,6 +312,23 @@ ENTRY run_ring(int mistake, const float* input, int warps, int steps, float* out
                 return launch_ring<RingMistake::nobody_waited_for>(input, warps, steps, output);
             default:
                 return launch_ring<RingMistake::still_in_use>(input, warps, steps, output);
+        }
+    });
+}
+
+ENTRY run_arrival_when_copied(int mistake, const float* input, float* output) {
+    return entered([&] {
+        switch (static_cast<ArrivalMistake>(mistake)) {
+            case ArrivalMistake::none:
+                return launch<arrival_when_copied<ArrivalMistake::none>>({1, 32}, input, output);
+            case ArrivalMistake::no_wait:
+                return launch<arrival_when_copied<ArrivalMistake::no_wait>>({1, 32}, input, output);
+            case ArrivalMistake::never_waited:
+                return launch<arrival_when_copied<ArrivalMistake::never_waited>>({1, 32}, input, output);
+            case ArrivalMistake::more_arrivals_expected:
+                return launch<arrival_when_copied<ArrivalMistake::more_arrivals_expected>>({1, 32}, input, output);
+            default:
+                return launch<arrival_when_copied<ArrivalMistake::arrives_before_its_copy>>({1, 32}, input, output);
         }
     });
 }
