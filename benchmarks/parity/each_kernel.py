@@ -84,8 +84,8 @@ def large_problems() -> Iterator[OpProblem]:
 def _tensor_core_convolutions() -> Iterator[OpProblem]:
     """16 bits, contiguous: KxKxK and 1xKxK at stride 1, KxKxK at stride 2, its transposed form too."""
     for i, kernel in enumerate([*CUBIC, *FLAT]):
-        # Planes by the copy engine, by copies of eight bytes, and one element at a time (the banded core); a gradient is
-        # given, or one that the norm leaves to be computed.
+        # Planes by the copy engine, by copies of eight bytes, and one element at a time (the banded core); a gradient
+        # that is given, and one that the norm leaves to be computed.
         for j, (width, ops) in enumerate(((8, (CONV, NORM)), (12, (NORM, CONV)), (9, (CONV, NORM)[i % 2 :][:1]))):
             for k, op in enumerate(ops):
                 yield OpProblem(op, (2, 2, 5, 6, width), kernel, ONE, dtype=_SIXTEEN_BITS[(i // 2 + j + k) % 2])
