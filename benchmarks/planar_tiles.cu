@@ -3,12 +3,14 @@
 //
 //     nvcc -std=c++20 -O3 --expt-relaxed-constexpr -arch=sm_90a -Icsrc benchmarks/planar_tiles.cu -o planar_tiles
 //     ./planar_tiles > tiles.jsonl            # a line a tile; exit status 1 where an output is wrong
+//     ./planar_tiles copies > copies.jsonl    # planes by copies in place of boxes: of sm_80 to sm_90
 //
 // Each output of up to 32^3, and one tile of the others, is compared with sums in float32.
 #include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <string_view>
 #include <vector>
 
 #include "cuda/depthwise_conv3d/planar_convolution.cuh"
@@ -47,6 +49,7 @@ struct Tensors {
     float* maps;  // scale, slope, offset
     Moments<double>* moments;
     float* worst;
+    int most_planes_bytes;  // of shared memory
 };
 
 struct Case {
@@ -97,10 +100,11 @@ cudaError_t launch_case(const Case& c, const PlanarParameters& p, unsigned block
 }
 
 // False where a result was wrong; a tile that does not fit is left out.
-bool time_tile(const Tensors& t, const Case& c, const Cut& cut, bool compares) {
+bool time_tile(const Tensors& t, const Case& c, const Cut& cut, Fill filled, bool compares) {
     PlanarTile tile{};
     const int k = c.kernel;
     const int s = c.extent;
+    tile.fill = filled;
     tile.fragments = cut.fragments;
     tile.quads = s / 4;
     tile.tiles_w = 1;
@@ -111,14 +115,16 @@ bool time_tile(const Tensors& t, const Case& c, const Cut& cut, bool compares) {
     tile.depth = (s + cut.cuts - 1) / cut.cuts;
     tile.tiles_d = (s + tile.depth - 1) / tile.depth;
     if (tile.warps > PlanarTile::kMostWarps || tile.rows(k) >= s + tile.strip_rows(k) || tile.plane_rows(k) > 256 ||
-        tile.planes_bytes(k, c.gradient) > 216 * 1024) {
+        tile.planes_bytes(k, c.gradient) > t.most_planes_bytes) {
         return true;
     }
     PlanarParameters p{};
     const PlaneBoxes boxes{ScalarType::bfloat16, c.channels, {s, s, s}, tile.row_bytes(k) / 2, tile.plane_rows(k)};
-    check(encode_planes(boxes, t.input, &p.box), "tensor map");
+    const bool boxed = filled == Fill::boxes;
+    p.input = t.input;
+    if (boxed) check(encode_planes(boxes, t.input, &p.box), "tensor map");
     if (c.gradient) {
-        check(encode_planes(boxes, t.output_of_norm, &p.box_output), "tensor map");
+        if (boxed) check(encode_planes(boxes, t.output_of_norm, &p.box_output), "tensor map");
         p.affine = {t.output_of_norm, t.maps, t.maps + c.channels, t.maps + 2 * c.channels};
         p.add = t.add;
     } else {
@@ -157,11 +163,12 @@ bool time_tile(const Tensors& t, const Case& c, const Cut& cut, bool compares) {
         check(cudaMemcpy(&worst, t.worst, sizeof(float), cudaMemcpyDeviceToHost), "comparison");
     }
     std::printf(
-        "{\"kernel\": %d, \"channels\": %d, \"extent\": %d, \"gradient_computed\": %d, \"fragments\": %d, \"rows\": "
+        "{\"copies\": %d, \"kernel\": %d, \"channels\": %d, \"extent\": %d, \"gradient_computed\": %d, \"fragments\": "
+        "%d, \"rows\": "
         "%d, "
         "\"warps\": %d, \"cuts_of_d\": %d, \"stages\": %d, \"blocks\": %u, \"us\": %.1f, \"worst\": %.3f}\n",
-        k, c.channels, s, c.gradient ? 1 : 0, tile.fragments, tile.rows(k), tile.warps, cut.cuts, cut.stages, blocks,
-        1000.0f * times[kRounds / 2] / static_cast<float>(launches), worst);
+        boxed ? 0 : 1, k, c.channels, s, c.gradient ? 1 : 0, tile.fragments, tile.rows(k), tile.warps, cut.cuts,
+        cut.stages, blocks, 1000.0f * times[kRounds / 2] / static_cast<float>(launches), worst);
     check(cudaEventDestroy(begin), "event");
     check(cudaEventDestroy(end), "event");
     return worst <= 1.0f;
@@ -169,8 +176,25 @@ bool time_tile(const Tensors& t, const Case& c, const Cut& cut, bool compares) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+    const bool copies = count == 2 && std::string_view(arguments[1]) == "copies";
+    if (count > 1 && !copies) {
+        std::fprintf(stderr, "usage: planar_tiles [copies]\n");
+        return 2;
+    }
+    const Fill filled = copies ? Fill::async : Fill::boxes;
+    int device = 0;
+    int major = 0;
+    int shared_bytes = 0;
+    check(cudaGetDevice(&device), "device");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
+    check(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
+    if (!PlanarTile::is_built(filled, 10 * major)) {
+        std::fprintf(stderr, "there is no code for planes by %s on this GPU\n", copies ? "copies" : "boxes");
+        return 2;
+    }
     Tensors t{};
+    t.most_planes_bytes = shared_bytes - 11 * 1024;
     for (T** tensor : {&t.input, &t.output_of_norm, &t.add, &t.output}) {
         check(cudaMalloc(tensor, kElements * sizeof(T)), "memory");
         fill<<<1024, 256>>>(*tensor, kElements, static_cast<unsigned>(tensor - &t.input));
@@ -195,7 +219,7 @@ int main() {
                             for (const int stage : stages) {
                                 const bool compares = extent <= 32 || (strips == 2 && cuts == 2 && stage == stages[0]);
                                 const Case c{kernel, channels, extent, gradient};
-                                right = time_tile(t, c, {fragments, strips, cuts, stage}, compares) && right;
+                                right = time_tile(t, c, {fragments, strips, cuts, stage}, filled, compares) && right;
                             }
                         }
                     }
