@@ -13,6 +13,12 @@
 
 namespace mednext_ops::cuda {
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kHasCopyEngine = false;
+#else
+constexpr bool kHasCopyEngine = true;
+#endif
+
 #ifndef MEDNEXT_OPS_EMULATED
 
 // `shared` at a multiple of 128 bytes; `map` a kernel parameter that is const __grid_constant__; `at`: where in the

@@ -142,8 +142,12 @@ class PlaneRing {
                     copy_async_wait<0>();
             }
         } else if (fill_is(Fill::boxes) && inside) {
-            mbarrier_wait(full_ + stage_, phases_ >> stage_ & 1);
-            phases_ ^= 1u << stage_;
+            if constexpr (kHasCopyEngine) {
+                mbarrier_wait(full_ + stage_, phases_ >> stage_ & 1);
+                phases_ ^= 1u << stage_;
+            } else {
+                __trap();  // the planner does not come here
+            }
         }
         if (layout_.staged && inside) {
             compute(stage_plane(stage_), operand_plane());
@@ -168,7 +172,7 @@ class PlaneRing {
 
   private:
     __device__ void initialise() {
-        if (fill_is(Fill::boxes) && threadIdx.x == 0) {
+        if (kHasCopyEngine && fill_is(Fill::boxes) && threadIdx.x == 0) {
             for (int stage = 0; stage < layout_.stages; ++stage) mbarrier_initialise(full_ + stage, 1);
             mbarrier_initialised();
         }
