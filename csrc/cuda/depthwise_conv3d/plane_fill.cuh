@@ -144,10 +144,10 @@ class PlaneRing {
         } else if (fill_is(Fill::boxes) && inside) {
             if constexpr (kHasCopyEngine) {
                 mbarrier_wait(full_ + stage_, phases_ >> stage_ & 1);
-                phases_ ^= 1u << stage_;
             } else {
                 __trap();  // the planner does not come here
             }
+            phases_ ^= 1u << stage_;
         }
         if (layout_.staged && inside) {
             compute(stage_plane(stage_), operand_plane());
@@ -172,8 +172,14 @@ class PlaneRing {
 
   private:
     __device__ void initialise() {
-        if (kHasCopyEngine && fill_is(Fill::boxes) && threadIdx.x == 0) {
-            for (int stage = 0; stage < layout_.stages; ++stage) mbarrier_initialise(full_ + stage, 1);
+        if (fill_is(Fill::boxes) && threadIdx.x == 0) {
+            for (int stage = 0; stage < layout_.stages; ++stage) {
+                if constexpr (kHasCopyEngine) {
+                    mbarrier_initialise(full_ + stage, 1);
+                } else {
+                    __trap();
+                }
+            }
             mbarrier_initialised();
         }
     }
