@@ -66,7 +66,7 @@ def forward(
             hidden = _product(folded, normalized[:, :, tile])
             squares.add(native.bottleneck_hidden_(hidden, bias, None, _voxels_of(tile, input)))
         compress, compress_bias = native.bottleneck_response(
-            input, squares.total.view(input.shape[0], -1), *grn, compress_weight, compress_bias
+            input, squares.total.view(input.shape[0], expand_weight.shape[0]), *grn, compress_weight, compress_bias
         )
     product = normalized.new_empty((input.shape[0], compress_weight.shape[0], normalized.shape[2]))
     for tile in tiles:
@@ -173,8 +173,9 @@ def _response_sums(
         hidden = _product(folded, normalized[:, :, tile])
         sums.add(native.bottleneck_hidden_(hidden, bias, grads[:, :, tile], _voxels_of(tile, input)))
         output_hidden.add(pointwise_weight_gradient(grads[:, :, tile], hidden))
-    batch, rows = input.shape[0], input.shape[0] * folded.shape[0]
-    return sums.total[:rows].view(batch, -1), sums.total[rows:].view(batch, -1), output_hidden.total
+    batch, hidden_channels, outputs = input.shape[0], folded.shape[0], grads.shape[1]
+    squares, output_sums = sums.total.split((batch * hidden_channels, batch * outputs))
+    return squares.view(batch, hidden_channels), output_sums.view(batch, outputs), output_hidden.total
 
 
 def _voxels_of(tile: slice, input: torch.Tensor) -> int:

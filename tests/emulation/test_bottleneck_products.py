@@ -175,8 +175,9 @@ def test_plans_say_which_way_is_taken(emulated, channels, hidden, outputs, detai
     assert {plan["core"] for plan in plans.values()} == {"products"}
 
 
-def test_an_empty_batch(emulated):
-    case = Case.draw((128, 512, 128), (2, 2, 8), 0, torch.bfloat16)
+@pytest.mark.parametrize("with_grn", [False, True])
+def test_an_empty_batch(emulated, with_grn):
+    case = Case.draw((128, 512, 128), (2, 2, 8), 0, torch.bfloat16, grn=with_grn)
     case.statistics = lambda: (torch.zeros(0, 128), torch.ones(0, 128))
     assert case.fused(emulated).shape == (0, 128, 2, 2, 8)
     found = case.fused_gradients(emulated, torch.zeros(0, 128, 2, 2, 8).bfloat16())

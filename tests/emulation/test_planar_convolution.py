@@ -304,6 +304,20 @@ def test_plans_at_the_stages_of_the_network(architecture, most_bytes, affine):
             assert plan["ring_bytes"] <= most_bytes * 1024
 
 
+@pytest.mark.parametrize(("architecture", "kibibytes"), [(80, 164), (86, 100), (89, 100)])
+def test_stages_leave_room_for_the_blocks_that_registers_are_for(architecture, kibibytes):
+    """Of the shared memory of a multiprocessor each block takes one KiB more than it asks for."""
+    for channels, extent in [(32, 128), (64, 64), (128, 40)]:
+        for kernel, registered in ((3, 16), (7, 8)):  # so many warps
+            plans = plan_of((2, channels, *(extent,) * 3), geometry_of((kernel,) * 3), torch.bfloat16, architecture)
+            plan = plans["forward"]
+            assert plan["fill"] == "async" and plan["stages"] > 2
+            assert registered * 32 // plan["threads"] * (plan["ring_bytes"] + 1024) <= kibibytes * 1024
+    plan = plan_of((1, 64, 64, 64, 64), geometry_of((3, 3, 3)), torch.bfloat16, architecture, affine=True)
+    plan = plan["backward_data"]
+    assert 16 * 32 // plan["threads"] * (plan["ring_bytes"] + 1024) <= kibibytes * 1024
+
+
 def test_the_plan_chooses_tiles_that_were_measured_to_be_fast():
     """Of the tiles timed on an H200 the chosen one takes at most a twentieth longer than the fastest, on average."""
     path = ROOT / "benchmarks" / "results" / "h200-planar.json"

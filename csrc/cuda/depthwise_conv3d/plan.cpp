@@ -171,6 +171,8 @@ constexpr double kPlanarMappedStep = 280.0;
 constexpr double kPlanarMappedAlone = 0.4;
 // What begins and ends a block costs about as much as so many planes.
 constexpr int kPlanarPlanesABlock = 9;
+// Of the shared memory that a multiprocessor has for a block.
+constexpr std::int64_t kSystemBytes = 1024;
 // Columns of a tile at most, so that a strip of it is at most a block of warps.
 constexpr int kMostQuads = 48;
 
@@ -210,8 +212,12 @@ PlanarTile planar_tile(const ConvolutionProblem& p, int architecture) {
         }
         tile.warps = static_cast<int>(ceil_div(tile.strips * tile.quads, units));
         const std::int64_t resident = blocks_of_most_warps * PlanarTile::kMostWarps / tile.warps;
-        // As many planes ahead as the blocks of a multiprocessor have room for.
-        const std::int64_t most_bytes = most_shared_bytes(architecture) / resident - other_bytes;
+        // As many planes ahead as the blocks of a multiprocessor have room for: 1 KiB of each is the system's, and
+        // sizes are rounded up to 128 bytes. With boxes, of which more fits, as it was measured.
+        const std::int64_t of_block =
+            fill == Fill::boxes ? most_shared_bytes(architecture) / resident
+                                : (most_shared_bytes(architecture) + kSystemBytes) / resident - kSystemBytes - 128;
+        const std::int64_t most_bytes = of_block - other_bytes;
         for (tile.stages = 5; tile.stages > 2 && tile.planes_bytes(kh, mapped) > most_bytes;) --tile.stages;
 
         const int bytes = tile.plane_rows(kh) * tile.row_bytes(kh);
