@@ -109,6 +109,11 @@ def test_segment_takes_the_trained_network(finished: Path, tmp_path: Path) -> No
     assert (ours == demos).mean() > 0.9999  # ties may fall otherwise
 
 
+def heed_ctrl_c() -> None:
+    """A shell lets what it runs in the background ignore SIGINT, and what that starts inherits it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupt(arguments: list[str], when: Path, with_signal: signal.Signals) -> tuple[int, str]:
     """Starts the command, sends the signal once the file `when` is there; returns its exit code and stderr."""
     command = [sys.executable, "-m", "mednext.cli", *arguments]
@@ -119,6 +124,7 @@ def interrupt(arguments: list[str], when: Path, with_signal: signal.Signals) -> 
         text=True,
         env=environment(),
         cwd=tempfile.gettempdir(),
+        preexec_fn=heed_ctrl_c,
     )
     deadline = time.monotonic() + 200
     while not when.exists():
