@@ -19,6 +19,7 @@ from mednext_ops.backends.problem import (
     InvertedBottleneckGradients,
     InvertedBottleneckNeeds,
     Problem,
+    Triple,
     memory_format_of,
 )
 
@@ -181,18 +182,29 @@ class CudaKernels(ABC):
         compress_bias: torch.Tensor | None,
         grn: Grn | None,
         residual: torch.Tensor | None,
+        stride: Triple = (1, 1, 1),
+        front: Triple = (0, 0, 0),
+        skip: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """input [N, C, D, H, W], expand_weight [R, C], compress_weight [O, R] -> [N, O, D, H, W], dtype kept."""
+        """input [N, C, D, H, W], expand_weight [R, C], compress_weight [O, R] -> [N, O, D, H, W], dtype kept.
+
+        An up block's output (``up_bottleneck``, contiguous) has its residual on every stride-th voxel, begins with
+        ``front`` planes of zeros, and ``skip`` is added to all of it.
+        """
         channels = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
         if not self._is_fused(input.dtype, channels, _is_channels_last(input), grn is not None, False):
             return cuda_products.forward(
                 self._native, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
-                compress_bias, grn, residual,
+                compress_bias, grn, residual, stride, front, skip,
             )  # fmt: skip
-        return self._native.inverted_bottleneck(
+        completed = max(stride) > 1 or any(front) or skip is not None  # in a pass of its own
+        output = self._native.inverted_bottleneck(
             input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight, compress_bias,
-            *(grn or (None, None)), residual,
+            *(grn or (None, None)), None if completed else residual,
         )  # fmt: skip
+        if not completed:
+            return output
+        return self._native.bottleneck_output(output.flatten(2), None, residual, skip, output.shape[2:], stride, front)
 
     def inverted_bottleneck_backward(
         self,
@@ -226,39 +238,6 @@ class CudaKernels(ABC):
         compress = needs.compress or grn is not None
         wanted = (needs.input, *[hidden] * 4, *[compress] * 2, *[grn is not None] * 2)
         return InvertedBottleneckGradients(*(t if want else None for t, want in zip(found, wanted, strict=True)))
-
-    def up_bottleneck(
-        self,
-        input: torch.Tensor,
-        mean: torch.Tensor,
-        rstd: torch.Tensor,
-        norm_weight: torch.Tensor,
-        norm_bias: torch.Tensor,
-        expand_weight: torch.Tensor,
-        expand_bias: torch.Tensor | None,
-        compress_weight: torch.Tensor,
-        compress_bias: torch.Tensor | None,
-        grn: Grn | None,
-        residual: torch.Tensor | None,
-        stride: tuple[int, int, int],
-        front: tuple[int, int, int],
-        skip: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """:meth:`inverted_bottleneck`, contiguous, behind ``front`` planes of zeros: an up block's output.
-
-        ``residual`` is on every stride-th voxel, ``skip`` on all of them, the zeros included.
-        """
-        channels = input.shape[1], expand_weight.shape[0], compress_weight.shape[0]
-        if not self._is_fused(input.dtype, channels, False, grn is not None, False):
-            return cuda_products.forward(
-                self._native, input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight,
-                compress_bias, grn, residual, stride, front, skip,
-            )  # fmt: skip
-        output = self._native.inverted_bottleneck(
-            input, mean, rstd, norm_weight, norm_bias, expand_weight, expand_bias, compress_weight, compress_bias,
-            *(grn or (None, None)), None,
-        )  # fmt: skip
-        return self._native.bottleneck_output(output.flatten(2), None, residual, skip, output.shape[2:], stride, front)
 
     def packed_voxels(self, input: torch.Tensor) -> torch.Tensor:
         """A contiguous copy of a volume [N, C, D, H, W] of any strides; PyTorch's own divide for each element."""

@@ -31,7 +31,7 @@ def bottleneck(input: torch.Tensor, *args: Any) -> torch.Tensor:
 
 
 def up_bottleneck(input: torch.Tensor, *args: Any) -> torch.Tensor | None:
-    """The forward of an up block, completed, where a backend has that; the arguments of :class:`CudaKernels`'."""
+    """The forward of an up block, completed, where a backend has that; stride, zero planes and skip come last."""
     return backends.run_fused(_problem("up_bottleneck", input, *args), input, *args)
 
 

@@ -24,10 +24,7 @@ namespace mednext_ops::cuda {
 
 // One thread initialises; `arrivals` threads end a phase.
 __device__ inline void mbarrier_initialise(std::uint64_t* barrier, unsigned arrivals) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
 #else
@@ -46,17 +43,9 @@ __device__ inline void mbarrier_initialised() {
 }
 
 __device__ inline void mbarrier_arrive(std::uint64_t* barrier) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
-    asm volatile(
-        "{\n"
-        ".reg .b64 state;\n"
-        "mbarrier.arrive.shared.b64 state, [%0];\n"
-        "}" ::"r"(address)
-        : "memory");
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(address) : "memory");
 #else
     __trap();
 #endif
@@ -85,27 +74,18 @@ __device__ inline void mbarrier_arrive_and_expect(std::uint64_t* barrier, unsign
 // Waits until the phase of this parity has ended; the first phase has parity 0.
 __device__ inline void mbarrier_wait(std::uint64_t* barrier, unsigned parity) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define MEDNEXT_OPS_MBARRIER_WAIT "mbarrier.try_wait"  // suspends the thread for a while
+#else
+#define MEDNEXT_OPS_MBARRIER_WAIT "mbarrier.test_wait"
+#endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
     unsigned ended = 0;
     while (ended == 0) {
         asm volatile(
             "{\n"
-            ".reg .pred ended;\n"
-            "mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2;\n"
-            "selp.u32 %0, 1, 0, ended;\n"
-            "}"
-            : "=r"(ended)
-            : "r"(address), "r"(parity)
-            : "memory");
-    }
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
-    unsigned ended = 0;
-    while (ended == 0) {
-        asm volatile(
-            "{\n"
-            ".reg .pred ended;\n"
-            "mbarrier.test_wait.parity.shared.b64 ended, [%1], %2;\n"
+            ".reg .pred ended;\n" MEDNEXT_OPS_MBARRIER_WAIT
+            ".parity.shared.b64 ended, [%1], %2;\n"
             "selp.u32 %0, 1, 0, ended;\n"
             "}"
             : "=r"(ended)
@@ -115,6 +95,7 @@ __device__ inline void mbarrier_wait(std::uint64_t* barrier, unsigned parity) {
 #else
     __trap();
 #endif
+#undef MEDNEXT_OPS_MBARRIER_WAIT
 }
 
 #else
